@@ -1,0 +1,1 @@
+"""How a debugger talks to a machine: the remote protocol, its server, monitor commands and the command line."""

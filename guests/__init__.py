@@ -1,0 +1,1 @@
+"""Guest kernels of our own: their sources, and the images built from them that ship with the package."""
