@@ -46,7 +46,8 @@ class Clock:
     Attributes:
         icount: instructions retired since reset.
         idle_ns: nanoseconds that passed in HLT, when no instruction retires.
-        deadline_icount: the first `icount` at which the earliest event is due, `NEVER_ICOUNT` without one; to be read only.
+        deadline_icount: the first `icount` at which the earliest event is due, `NEVER_ICOUNT` without one; to be read
+            only.
         on_change: called after `deadline_icount` became smaller, for an engine whose budget is not compared with it
             at every exit.
     """
