@@ -1,0 +1,77 @@
+"""One CPU: its state, the memory and port accesses it can make, and the small operations that instructions share.
+
+It knows how single parts of an instruction behave; the order of instructions, time and stops are the engine's business.
+"""
+
+from __future__ import annotations
+
+from machine.alu import Alu
+from machine.clock import Clock
+from machine.lines import CpuLines
+from machine.memory import PhysicalMemory
+from machine.mmu import Mmu
+from machine.ports import PortBus
+from machine.state import ESP, MASK32, SEG_DB, SS, CpuState
+
+
+class Cpu:
+    """What the semantics of an instruction get to work with.
+
+    Attributes:
+        state: the registers.
+        mmu: memory accesses by segment or linear address.
+        memory: physical memory.
+        ports: the I/O address space.
+        lines: INTR, NMI, reset.
+        clock: icount and TSC.
+        alu: arithmetic, with the undefined flags of the model that was chosen.
+    """
+
+    def __init__(self, memory: PhysicalMemory, ports: PortBus, lines: CpuLines, clock: Clock, alu: Alu) -> None:
+        self.state = CpuState()
+        self.memory = memory
+        self.mmu = Mmu(self.state, memory)
+        self.ports = ports
+        self.lines = lines
+        self.clock = clock
+        self.alu = alu
+
+    def reset(self) -> None:
+        """RESET: registers to their power-up values, every cached translation gone."""
+        self.state.reset()
+        self.mmu.set_user(False)
+        self.mmu.flush()
+
+    def set_cpl(self, level: int) -> None:
+        """Change the privilege level, and with it the rights of every access from now on."""
+        self.state.cpl = level
+        self.mmu.set_user(level == 3)
+
+    @property
+    def stack_mask(self) -> int:
+        """The bits of ESP that address the stack: 32, or 16 if SS.B is clear."""
+        return MASK32 if self.state.segments[SS].attributes & SEG_DB else 0xFFFF
+
+    def set_esp(self, value: int) -> None:
+        """Write ESP, or SP only if the stack is a 16-bit one."""
+        gpr = self.state.gpr
+        if self.state.segments[SS].attributes & SEG_DB:
+            gpr[ESP] = value & MASK32
+        else:
+            gpr[ESP] = gpr[ESP] & 0xFFFF_0000 | value & 0xFFFF
+
+    def push(self, value: int, size_bytes: int) -> None:
+        """Push 2 or 4 bytes; ESP changes only if the write does not fault."""
+        state = self.state
+        mask = self.stack_mask
+        offset = (state.gpr[ESP] - size_bytes) & mask
+        self.mmu.store(state.segments[SS], offset, size_bytes, value)
+        self.set_esp(offset)
+
+    def pop(self, size_bytes: int) -> int:
+        """Pop 2 or 4 bytes."""
+        state = self.state
+        offset = state.gpr[ESP] & self.stack_mask
+        value = self.mmu.load(state.segments[SS], offset, size_bytes)
+        self.set_esp(offset + size_bytes)
+        return value

@@ -1,0 +1,45 @@
+"""The seam between the machine and whoever runs its CPU.
+
+An engine executes guest instructions on the machine's state and memory; which one does makes no difference to the guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from machine.debug import Stop
+
+
+class Engine(Protocol):
+    """Runs the CPU of one machine. Between two calls all architectural state is in `Machine.cpu.state` and in memory."""
+
+    @property
+    def name(self) -> str:
+        """What a user types to select it."""
+
+    def run(self, until_icount: int, *, skip_breakpoint: bool = False, deliver_caught: bool = False) -> Stop:
+        """Execute until `Clock.icount` reaches `until_icount` exactly, or something stops it.
+
+        Args:
+            until_icount: HLT lets virtual time pass without retiring instructions, so the return may come earlier: a
+                stint that waited in HLT for a device returns with `StopKind.BUDGET` after some events.
+            skip_breakpoint: a code breakpoint at the first instruction does not stop (the debugger has just stopped there).
+            deliver_caught: the first event that is caught is delivered instead (the debugger has just stopped for it).
+        """
+
+    def step(self, *, deliver_caught: bool = False) -> Stop:
+        """Execute one instruction, or one iteration of a REP, or wait in HLT for the next interrupt.
+
+        An external interrupt that is pending is delivered instead, if `DebugControl.step_interrupts` is set.
+        Code breakpoints are ignored; watchpoints, catches and the rest stop as in `run`.
+        """
+
+    def enter(self) -> None:
+        """This engine runs the CPU from now on: build what is derived from the state."""
+
+    def leave(self) -> None:
+        """Another engine takes over: drop what is derived, the state is complete."""
+
+    def statistics(self) -> Mapping[str, int | float | str]:
+        """Counters since the start, by name, for people and for JSON."""
