@@ -125,6 +125,11 @@ class PhysicalMemory:
             return physical - (ROM_ALIAS_END - (HOLE_LAST + 1))
         return -1
 
+    def has_device(self, physical: int) -> bool:
+        """True if a device window answers at `physical`."""
+        physical &= self._a20_mask
+        return any(first <= physical < end for first, end, _ in self._devices)
+
     def load(self, physical: int, size_bytes: int) -> int:
         """Read 1, 2 or 4 bytes, little-endian; nothing there reads as ones."""
         at = self.ram_address(physical)
