@@ -92,6 +92,9 @@ def _parse_conversion(match: re.Match[bytes]) -> tuple[bytes, bytes, int]:
     shape = match["flags"] + width + (b"" if precision is None else b"." + precision)
     if kind == b"p":
         return b"%" + shape + b"s", kind, 32
+    if kind == b"o" and b"#" in shape:
+        # Python would write 0o where C has 0.
+        return b"%" + shape.replace(b"#", b"") + b"s", b"#o", _BITS_OF_LENGTH[match["length"] or b""]
     # Python has no %u for bytes that differs from %d: the value is made unsigned before.
     return b"%" + shape + kind.replace(b"u", b"d").replace(b"i", b"d"), kind, _BITS_OF_LENGTH[match["length"] or b""]
 
@@ -104,6 +107,8 @@ def _convert(value: int, kind: bytes, bits: int, read_memory: ReadMemory) -> int
     value &= (1 << bits) - 1
     if kind == b"p":
         return b"%#x" % value
+    if kind == b"#o":
+        return b"0%o" % value if value else b"0"
     if kind in b"di" and value >> (bits - 1):
         return value - (1 << bits)
     return value

@@ -1,0 +1,1 @@
+"""What each packet does, one module a packet family; `table` lists them all."""
