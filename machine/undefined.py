@@ -9,6 +9,7 @@ Source: SDM Vol. 1 appendix A, "EFLAGS Cross-Reference", and the instruction pag
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -326,7 +327,7 @@ INTEL_P6: Final = _intel_p6()
 PROFILES: Final[Mapping[str, UndefinedFlags]] = {"amd-zen5": AMD_ZEN5, "intel-p6": INTEL_P6}
 """Known models by the name that a user types."""
 
-PROBES_PER_OPERATION: Final = 24
+PROBES_PER_OPERATION: Final = 16
 
 # Shift counts that meet every condition at every width.
 _COUNTS: Final = (2, 3, 5, 7, 8, 9, 16, 10, 12, 15, 17, 18, 20, 24, 27, 31)
@@ -335,17 +336,18 @@ _COUNTS: Final = (2, 3, 5, 7, 8, 9, 16, 10, 12, 15, 17, 18, 20, 24, 27, 31)
 @cache
 def probes(operation: str, width: int) -> tuple[Operands, ...]:
     """Operands that tell the candidate rules of an operation apart; without #DE, and the same on every call."""
-    source = random.Random(f"{operation} {width}")
+    words = struct.iter_unpack("<3I", random.Random(f"{operation} {width}").randbytes(12 * PROBES_PER_OPERATION))
+    mask = (1 << width) - 1
     cases = []
-    for number in range(PROBES_PER_OPERATION):
-        a, b, c = (source.getrandbits(width) for _ in range(3))
+    for number, (a, b, c) in enumerate(words):
+        a, b, c = a & mask, b & mask, c & mask
         count = _COUNTS[number % len(_COUNTS)]
         if operation in ("rol", "ror", "rcl", "rcr", "shl", "shr", "sar"):
             b = count
         elif operation in ("shld", "shrd"):
             c = count
         elif operation in ("bsf", "bsr"):
-            b = b >> source.randrange(width) if number & 2 else 0
+            b = b >> a % width if number & 2 else 0
         elif operation in ("bt", "bts", "btr", "btc"):
             b %= width
         elif operation in ("aam", "aad"):

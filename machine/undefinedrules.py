@@ -6,14 +6,12 @@ It must not know which operation or CPU model follows which rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from machine.flags import AF, CF, OF, PARITY, SF, ZF
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """One execution, as rules see it.
 
     Attributes:
@@ -34,7 +32,7 @@ class Outcome:
     out: int
 
     @property
-    def count(self) -> int:
+    def shift_count(self) -> int:
         """The masked count of a shift."""
         return (self.c if self.operation in ("shld", "shrd") else self.b) & 31
 
@@ -88,30 +86,30 @@ def _sign_changed(outcome: Outcome, _flag: int) -> int:
 
 
 def _left_overflow(outcome: Outcome, _flag: int) -> int:
-    shifted = outcome.a << outcome.count
+    shifted = outcome.a << outcome.shift_count
     return (shifted >> outcome.width ^ shifted >> (outcome.width - 1)) & 1
 
 
 def _left_carry(outcome: Outcome, _flag: int) -> int:
-    return outcome.a << outcome.count >> outcome.width & 1
+    return outcome.a << outcome.shift_count >> outcome.width & 1
 
 
 def _right_carry(outcome: Outcome, _flag: int) -> int:
-    return outcome.a << 1 >> outcome.count & 1
+    return outcome.a << 1 >> outcome.shift_count & 1
 
 
 def _left_pair_carry(outcome: Outcome, _flag: int) -> int:
-    return (outcome.a << outcome.width | outcome.b) << outcome.count >> 2 * outcome.width & 1
+    return (outcome.a << outcome.width | outcome.b) << outcome.shift_count >> 2 * outcome.width & 1
 
 
 def _right_pair_carry(outcome: Outcome, _flag: int) -> int:
-    return (outcome.b << outcome.width | outcome.a) << 1 >> outcome.count & 1
+    return (outcome.b << outcome.width | outcome.a) << 1 >> outcome.shift_count & 1
 
 
 def _carry_by_size(outcome: Outcome, _flag: int) -> int:
     """The bit that went out last if counts are taken modulo the operand size, the size itself standing for 0."""
     width = outcome.width
-    count = outcome.count % width or width
+    count = outcome.shift_count % width or width
     return outcome.a >> (width - count if outcome.operation == "shl" else count - 1) & 1
 
 
@@ -179,8 +177,8 @@ def _destination_again(outcome: Outcome, _flag: int) -> int:
 def _double_shift(outcome: Outcome, beyond: int) -> int:
     width, mask = outcome.width, (1 << outcome.width) - 1
     if outcome.operation == "shld":
-        return (outcome.a << 2 * width | outcome.b << width | beyond) << outcome.count >> 2 * width & mask
-    return (beyond << 2 * width | outcome.b << width | outcome.a) >> outcome.count & mask
+        return (outcome.a << 2 * width | outcome.b << width | beyond) << outcome.shift_count >> 2 * width & mask
+    return (beyond << 2 * width | outcome.b << width | outcome.a) >> outcome.shift_count & mask
 
 
 RULES: Final[Mapping[str, Rule]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 from vmm.hostcpu import EFLAGS_WORD, WORDS_PER_STATE, HostCpu
@@ -224,11 +225,11 @@ class HostAlu:
                     raise ValueError(f"{operation} of {a:#x} by {b:#x} would raise #DE")
         if not encoding.immediate_bytes:
             return self._run(encoding, encoding.code, cases)
-        results = []
         mask = (1 << encoding.immediate_bytes * 8) - 1
-        for case in cases:
-            code = encoding.code + (case[1] & mask).to_bytes(encoding.immediate_bytes, "little")
-            results += self._run(encoding, code, (case,))
+        results = []
+        for immediate, same in groupby(cases, key=lambda case: case[1] & mask):
+            code = encoding.code + immediate.to_bytes(encoding.immediate_bytes, "little")
+            results += self._run(encoding, code, tuple(same))
         return results
 
     def _run(self, encoding: Encoding, code: bytes, cases: Sequence[Case]) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable
 from typing import Final, Self
 
-from machine.flags import ALWAYS_SET, STATUS_MASK
+from machine.flags import STATUS_MASK
 
 WORDS_PER_STATE: Final = 9
 """A state is nine 32-bit words: EAX ECX EDX EBX ESP EBP ESI EDI, in ModRM order, and EFLAGS. ESP is not loaded."""
@@ -43,6 +43,9 @@ _USER_DS: Final = 0x2B
 _LAR_MASK: Final = 0x60FE00
 _LAR_USER32_CODE: Final = 0x40FA00
 _LAR_USER_DATA: Final = 0x40F200
+
+# (states, how many). It keeps the GIL: a batch takes microseconds, and nobody else may touch the states meanwhile.
+_ROUTINE: Final = ctypes.PYFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)
 
 
 class HostCpuError(Exception):
@@ -204,9 +207,7 @@ class HostCpu:
             routine_bytes = _long_mode_loop(code)
         self._code[start : start + len(routine_bytes)] = routine_bytes
         self._code_used_bytes = -(-(start + len(routine_bytes)) // 16) * 16
-        # PYFUNCTYPE keeps the GIL: a batch takes microseconds, and nobody else may touch the states meanwhile.
-        prototype = ctypes.PYFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)
-        routine: Callable[[int, int], None] = prototype(self._code_host + start)
+        routine: Callable[[int, int], None] = _ROUTINE(self._code_host + start)
         self._routines[code, legacy] = routine
         return routine
 
@@ -224,6 +225,3 @@ class HostCpu:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-__all__ = ["ALWAYS_SET", "HostCpu", "HostCpuError"]
