@@ -101,7 +101,7 @@ class Encoding:
         result: the same registers afterwards to the result.
         legacy: does not exist in 64-bit mode.
         immediate_bytes: operand b follows `code` as an immediate of so many bytes.
-        quotient: None, or tells whether a divide of a by b is without #DE.
+        divides: None, or tells whether a divide of a by b is without #DE.
     """
 
     code: bytes
@@ -110,6 +110,12 @@ class Encoding:
     legacy: bool = False
     immediate_bytes: int = 0
     divides: Callable[[int, int], bool] | None = None
+
+    def code_for(self, b: int) -> bytes:
+        """The bytes to run, operand b included if it is an immediate."""
+        if not self.immediate_bytes:
+            return self.code
+        return self.code + (b & (1 << self.immediate_bytes * 8) - 1).to_bytes(self.immediate_bytes, "little")
 
 
 def _divides_unsigned(width: int) -> Callable[[int, int], bool]:
@@ -177,9 +183,9 @@ def _encodings() -> dict[tuple[str, int], Encoding]:
         )  # imul eAX, eAX, b
         table["bswap", width] = Encoding(prefix + b"\x0f\xc8", _place_single, accumulator)
     table["cmpxchg8b", 64] = Encoding(
-        # sub esp, 64; mov [esp], esi; mov [esp+4], edi; cmpxchg8b [esp]; mov esi, [esp]; mov edi, [esp+4], with LEA
-        # for the stack pointer, because flags must live. 64-bit code reads [esp] as [rsp].
-        bytes.fromhex("48 8D 64 24 C0 89 34 24 89 7C 24 04 0F C7 0C 24 8B 34 24 8B 7C 24 04 48 8D 64 24 40"),
+        # mov [esp-16], esi; mov [esp-12], edi; cmpxchg8b [esp-16]; mov esi, [esp-16]; mov edi, [esp-12]: in the red
+        # zone, which signals leave alone. 64-bit code reads ESP as RSP.
+        bytes.fromhex("89 74 24 F0 89 7C 24 F4 0F C7 4C 24 F0 8B 74 24 F0 8B 7C 24 F4"),
         _place_three_doubles,
         _edi_esi,
     )
@@ -190,8 +196,9 @@ def _encodings() -> dict[tuple[str, int], Encoding]:
         b"\xd4", _place_single, _ax, legacy=True, immediate_bytes=1, divides=lambda _ax, base: base & 0xFF != 0
     )
     table["aad", 16] = Encoding(b"\xd5", _place_single, _ax, legacy=True, immediate_bytes=1)
-    table["lahf", 16] = Encoding(b"\x9f", _place_single, _ax)
-    table["sahf", 16] = Encoding(b"\x9e", _place_single, _ax)
+    # The first 64-bit CPUs lacked these two in 64-bit mode.
+    table["lahf", 16] = Encoding(b"\x9f", _place_single, _ax, legacy=True)
+    table["sahf", 16] = Encoding(b"\x9e", _place_single, _ax, legacy=True)
     return table
 
 
@@ -225,10 +232,8 @@ class HostAlu:
                     raise ValueError(f"{operation} of {a:#x} by {b:#x} would raise #DE")
         if not encoding.immediate_bytes:
             return self._run(encoding, encoding.code, cases)
-        mask = (1 << encoding.immediate_bytes * 8) - 1
         results = []
-        for immediate, same in groupby(cases, key=lambda case: case[1] & mask):
-            code = encoding.code + immediate.to_bytes(encoding.immediate_bytes, "little")
+        for code, same in groupby(cases, key=lambda case: encoding.code_for(case[1])):
             results += self._run(encoding, code, tuple(same))
         return results
 

@@ -1,0 +1,1 @@
+"""Other CPUs that tests compare the reference machine with: this host's, and Unicorn's."""
