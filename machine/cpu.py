@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from machine.alu import Alu
 from machine.clock import Clock
+from machine.cpuid import CpuModel
+from machine.fpu import FpuPort, NoFpu
 from machine.lines import CpuLines
 from machine.memory import PhysicalMemory
 from machine.mmu import Mmu
@@ -25,6 +27,12 @@ class Cpu:
         lines: INTR, NMI, reset.
         clock: icount and TSC.
         alu: arithmetic, with the undefined flags of the model that was chosen.
+        model: what CPUID says.
+        fpu: floating-point semantics, or their absence.
+        single_iterations: a string instruction with REP returns after one iteration (TF, or a debugger's step).
+        repeating: EIP is at a string instruction with REP that has iterations left: interrupts wait for its end, so
+            that the icount alone says where they came.
+        pending_debug: DR6 bits of a debug trap to be taken at the next boundary (T bit of a TSS; held off by MOV SS).
     """
 
     def __init__(self, memory: PhysicalMemory, ports: PortBus, lines: CpuLines, clock: Clock, alu: Alu) -> None:
@@ -35,10 +43,17 @@ class Cpu:
         self.lines = lines
         self.clock = clock
         self.alu = alu
+        self.model = CpuModel()
+        self.fpu: FpuPort = NoFpu()
+        self.single_iterations = False
+        self.pending_debug = 0
+        self.repeating = False
 
     def reset(self) -> None:
         """RESET: registers to their power-up values, every cached translation gone."""
         self.state.reset()
+        self.pending_debug = 0
+        self.repeating = False
         self.mmu.set_user(False)
         self.mmu.flush()
 
@@ -46,6 +61,11 @@ class Cpu:
         """Change the privilege level, and with it the rights of every access from now on."""
         self.state.cpl = level
         self.mmu.set_user(level == 3)
+
+    @property
+    def tsc(self) -> int:
+        """The time-stamp counter: virtual nanoseconds, plus what WRMSR added, modulo 2**64."""
+        return (self.clock.now_ns + self.state.tsc_offset) & 0xFFFF_FFFF_FFFF_FFFF
 
     @property
     def stack_mask(self) -> int:

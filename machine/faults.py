@@ -50,13 +50,16 @@ class GuestFault(Exception):
     Attributes:
         vector: 0 to 31.
         error_code: 16 or 32 bits to push, or None for vectors that push none.
+        return_eip: None: delivery returns to where the instruction is that raised it. Set by a task switch that
+            failed when the new task's registers were loaded already: its first instruction.
     """
 
-    __slots__ = ("error_code", "vector")
+    __slots__ = ("error_code", "return_eip", "vector")
 
     def __init__(self, vector: int, error_code: int | None = None) -> None:
         self.vector = vector
         self.error_code = error_code
+        self.return_eip: int | None = None
 
     def __str__(self) -> str:
         code = "" if self.error_code is None else f"({self.error_code:#x})"
@@ -74,6 +77,35 @@ class PageFault(GuestFault):
 
     def __str__(self) -> str:
         return f"{super().__str__()} at {self.linear:#010x}"
+
+
+class DebugFault(GuestFault):
+    """#DB of the fault class: a guarded debug register was touched. Traps and breakpoints are plain `GuestFault`.
+
+    Attributes:
+        conditions: the `DR6_*` bits that delivery sets.
+    """
+
+    __slots__ = ("conditions",)
+
+    def __init__(self, conditions: int) -> None:
+        super().__init__(Vector.DB)
+        self.conditions = conditions
+
+
+class SoftwareInterrupt(Exception):
+    """INT n, INT3, INTO (with OF set) or INT1 executed: delivery returns to the instruction after it.
+
+    Attributes:
+        vector: 0 to 255.
+        by_int_n: it was the two-byte form, to which the rules of virtual-8086 mode apply.
+    """
+
+    __slots__ = ("by_int_n", "vector")
+
+    def __init__(self, vector: int, *, by_int_n: bool = False) -> None:
+        self.vector = vector
+        self.by_int_n = by_int_n
 
 
 def invalid_opcode() -> GuestFault:

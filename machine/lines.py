@@ -36,16 +36,18 @@ class CpuLines:
     Attributes:
         intr: the level of INTR; changed with `set_intr` only.
         acknowledge: the INTA cycle: returns the vector. The interrupt controller puts its own function here.
+        peek: the vector that `acknowledge` would return, without its effects.
         nmi_pending: an edge on NMI that the CPU has not taken yet.
         reset_requested: a device pulled RESET.
         exit_requested: a device wants the run to end.
         attention: True while any of these needs a look, so that the run loop tests one attribute.
     """
 
-    __slots__ = ("acknowledge", "attention", "exit_requested", "intr", "nmi_pending", "reset_requested")
+    __slots__ = ("acknowledge", "attention", "exit_requested", "intr", "nmi_pending", "peek", "reset_requested")
 
     def __init__(self) -> None:
         self.acknowledge: Callable[[], int] = _nobody_answers
+        self.peek: Callable[[], int] = _nobody_answers
         self.reset()
 
     def reset(self) -> None:

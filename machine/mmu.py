@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
 
-from machine.faults import GuestFault, PageFault, Vector, general_protection, stack_fault
-from machine.memory import HOLDS_TABLE, PAGE_SHIFT, READ_ONLY, PhysicalMemory
+from machine.faults import GuestFault, Vector, general_protection, stack_fault
+from machine.memory import HOLDS_TABLE, PAGE_SHIFT, PhysicalMemory
 from machine.paging import P, Translation, probe, walk
-from machine.state import CR0_AM, CR0_PE, MASK32, SS, CpuState, Segment
+from machine.state import CR0_AM, MASK32, SS, CpuState, Segment
 
 _U16 = Struct("<H")
 _U32 = Struct("<I")
@@ -57,7 +57,7 @@ class Mmu:
         self.reads, self.writes = self._tlbs[0]
         self.entries: dict[int, TlbEntry] = {}
         self._table_pages: set[int] = set()
-        self.flush_observers: list[Callable[[], None]] = []
+        self.flush_observers: list[Callable[[bool], None]] = []
         self.watched_pages: frozenset[int] = frozenset()
         self.watch_everything = False
         self.on_access: AccessObserver | None = None
@@ -79,8 +79,8 @@ class Mmu:
             self.aligned_only = aligned_only
             self.flush()
 
-    def flush(self) -> None:
-        """Forget every translation."""
+    def flush(self, *, by_store: bool = False) -> None:
+        """Forget every translation; `by_store` if an instruction stored to a page table rather than to a register."""
         for reads, writes in self._tlbs:
             reads.clear()
             writes.clear()
@@ -90,7 +90,7 @@ class Mmu:
             flags[page] &= ~HOLDS_TABLE
         self._table_pages.clear()
         for observer in self.flush_observers:
-            observer()
+            observer(by_store)
 
     def forget_page(self, linear: int) -> None:
         """INVLPG: with a coherent TLB there is nothing stale; the entry goes all the same."""
@@ -107,9 +107,10 @@ class Mmu:
             for page in [page for page, delta in writes.items() if page * 4096 + delta == base]:
                 del writes[page]
 
-    def set_watch(self, pages: frozenset[int], observer: AccessObserver | None) -> None:
-        """Tell `observer` of each data access to these linear pages (none: to no page)."""
+    def set_watch(self, pages: frozenset[int], observer: AccessObserver | None, *, everything: bool = False) -> None:
+        """Tell `observer` of each data access to these linear pages, or to every page."""
         self.watched_pages = pages
+        self.watch_everything = everything
         self.on_access = observer
         self.flush()
 
@@ -121,7 +122,7 @@ class Mmu:
             low = entry - at
             byte = old[low] if low >= 0 else self.ram8[entry]
             if byte & P or entry & 4:  # the upper half of a PAE entry has no P bit of its own
-                self.flush()
+                self.flush(by_store=True)
                 return
 
     def translate(self, linear: int, *, write: bool, user: bool) -> int:
@@ -149,7 +150,7 @@ class Mmu:
             translation.is_global,
         )
         at = memory.ram_address(physical)
-        if at < 0 or page in self.watched_pages or self.aligned_only:
+        if at < 0 or self.watch_everything or page in self.watched_pages or self.aligned_only:
             return
         delta = at - (page << PAGE_SHIFT)
         reads, writes = self._tlbs[user]
@@ -215,11 +216,12 @@ class Mmu:
 
     def _observe(self, linear: int, size_bytes: int, *, write: bool) -> None:
         observer = self.on_access
-        if observer is None:
-            return
-        last = (linear + size_bytes - 1) & MASK32
-        if linear >> PAGE_SHIFT in self.watched_pages or last >> PAGE_SHIFT in self.watched_pages:
-            observer(linear, self.probe(linear) or 0, size_bytes, write)
+        while observer is not None and size_bytes:
+            count = min(size_bytes, 4096 - (linear & 0xFFF))
+            if self.watch_everything or linear >> PAGE_SHIFT in self.watched_pages:
+                observer(linear, self.probe(linear) or 0, count, write)
+            linear = (linear + count) & MASK32
+            size_bytes -= count
 
     def load_system(self, linear: int, size_bytes: int) -> int:
         """Read with supervisor rights whatever CPL is: descriptor tables, TSS, stacks of inner levels."""

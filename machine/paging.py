@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from machine.faults import PF_PRESENT, PF_RESERVED, PF_USER, PF_WRITE, PageFault
+from machine.faults import PF_PRESENT, PF_RESERVED, PF_USER, PF_WRITE, PageFault, general_protection
 from machine.memory import PhysicalMemory
 from machine.state import CR0_PG, CR0_WP, CR4_PAE, CR4_PGE, CR4_PSE, CpuState
 
@@ -104,6 +104,16 @@ def entries(memory: PhysicalMemory, state: CpuState, linear: int) -> Iterator[En
         return
     at = (value & 0xFFFF_F000) + (linear >> 12 & 0x3FF) * 4
     yield Entry("PTE", at, memory.load(at, 4), 4096, 0)
+
+
+def check_pdptes(memory: PhysicalMemory, cr4: int, cr3: int) -> None:
+    """Raise #GP(0) if a present PDPTE of the four at `cr3` has a reserved bit set; nothing is asked without CR4.PAE."""
+    if not cr4 & CR4_PAE:
+        return
+    for at in range(cr3 & 0xFFFF_FFE0, (cr3 & 0xFFFF_FFE0) + 32, 8):
+        value = memory.load(at, 4) | memory.load(at + 4, 4) << 32
+        if value & P and value & PDPTE_RESERVED:
+            raise general_protection(0)
 
 
 def walk(memory: PhysicalMemory, state: CpuState, linear: int, *, write: bool, user: bool) -> Translation:

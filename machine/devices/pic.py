@@ -120,7 +120,7 @@ class Chip(Device):
     def _by_priority(self) -> range:
         return range(self.lowest + 1, self.lowest + 9)
 
-    def _best(self) -> int:
+    def best(self) -> int:
         """The input that wins now, or -1."""
         waiting = self.requests & ~self.mask
         if not waiting or self.awaiting != _READY:
@@ -136,7 +136,7 @@ class Chip(Device):
         return -1
 
     def _update(self) -> None:
-        output = self._best() >= 0
+        output = self.best() >= 0
         if output != self.output:
             self.output = output
             self._drive(output)
@@ -147,7 +147,7 @@ class Chip(Device):
         Returns:
             Its number, or -1 if no input asks any more.
         """
-        irq = self._best()
+        irq = self.best()
         # INT falls during the cycle, so that a request that is still there makes a new edge at a master's input.
         if self.output:
             self.output = False
@@ -290,6 +290,14 @@ class Pic(Device):
         irq = self.master.accept()
         if irq == _CASCADE and not self.master.single:
             irq = self.slave.accept()
+            return self.slave.base | (irq if irq >= 0 else _SPURIOUS)
+        return self.master.base | (irq if irq >= 0 else _SPURIOUS)
+
+    def peek(self) -> int:
+        """The vector that `acknowledge` would return now; nothing changes: for a debugger's stop before delivery."""
+        irq = self.master.best()
+        if irq == _CASCADE and not self.master.single:
+            irq = self.slave.best()
             return self.slave.base | (irq if irq >= 0 else _SPURIOUS)
         return self.master.base | (irq if irq >= 0 else _SPURIOUS)
 

@@ -1,0 +1,12 @@
+"""The instruction table: what each instruction does, which flags it leaves undefined, how engines may run it.
+
+One row a mnemonic; `machine.instructions.table.lookup` finds the row for what the decoder names.
+"""
+
+from machine.instructions import arithmetic, branches, moves, strings, system
+from machine.instructions.table import CODE_NAMES, Effect, Operation, Row, add_rows, codes, lookup
+
+__all__ = ["CODE_NAMES", "Effect", "Operation", "Row", "codes", "lookup"]
+
+for _module in (arithmetic, branches, moves, strings, system):
+    add_rows(*_module.ROWS)

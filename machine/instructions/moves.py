@@ -1,0 +1,484 @@
+"""Rows that move data: MOV, extensions, XCHG, the stack, LEA, XLAT, BSWAP and the flag transfers LAHF and SAHF.
+
+It must not know segments' loading rules: loads of segment registers call `machine.segmentation`.
+"""
+
+from __future__ import annotations
+
+from iced_x86 import Code, Instruction, Mnemonic, OpKind, Register
+
+from machine.cpu import Cpu
+from machine.faults import GuestFault, Vector, invalid_opcode
+from machine.instructions.operands import (
+    CONDITION_NAMES,
+    MASKS,
+    address,
+    address_mask,
+    condition,
+    effective_address,
+    gpr_number,
+    is_memory,
+    load_of,
+    modify_of,
+    read,
+    read_register,
+    segment_number,
+    size_bytes,
+    store_of,
+    string_source,
+    write,
+    write_register,
+)
+from machine.instructions.table import Effect, Operation, Row
+from machine.segmentation import load_segment
+from machine.state import CS, DS, EAX, EBP, EBX, ES, ESP, FS, GS, MASK32, SEG_DB, SHADOW_MOV_SS, SS
+
+SAHF_FLAGS = 0xD5
+
+_FAR_POINTERS = {Mnemonic.LES: ES, Mnemonic.LSS: SS, Mnemonic.LDS: DS, Mnemonic.LFS: FS, Mnemonic.LGS: GS}
+
+
+def build_nop(_cpu: Cpu, _instruction: Instruction) -> Operation:
+    """NOP, PAUSE and the reserved NOPs: a memory operand is not touched."""
+    return _nop
+
+
+def _nop() -> None:
+    return
+
+
+def build_mov(cpu: Cpu, instruction: Instruction) -> Operation:
+    """MOV between general-purpose registers, memory and immediates; segment, control and debug registers elsewhere."""
+    gpr = cpu.state.gpr
+    first, second = instruction.op_kind(0), instruction.op_kind(1)
+    if first == OpKind.REGISTER:
+        register = instruction.op_register(0)
+        if size_bytes(instruction, 0) == 4:
+            d = gpr_number(register)
+            if second == OpKind.REGISTER and Register.EAX <= instruction.op_register(1) <= Register.EDI:
+                s = gpr_number(instruction.op_register(1))
+
+                def move_register() -> None:
+                    gpr[d] = gpr[s]
+
+                return move_register
+            if second == OpKind.MEMORY:
+                segment, offset = address(cpu, instruction)
+                load32 = cpu.mmu.load32
+
+                def load() -> None:
+                    gpr[d] = load32(segment, offset())
+
+                return load
+            value = read(cpu, instruction, 1)
+
+            def move32() -> None:
+                gpr[d] = value()
+
+            return move32
+        source, put = read(cpu, instruction, 1), write_register(cpu.state, register)
+
+        def move() -> None:
+            put(source())
+
+        return move
+    segment, offset = address(cpu, instruction)
+    store = store_of(cpu, size_bytes(instruction, 0))
+    source = read(cpu, instruction, 1)
+
+    def store_value() -> None:
+        store(segment, offset(), source())
+
+    return store_value
+
+
+def build_mov_from_segment(cpu: Cpu, instruction: Instruction) -> Operation:
+    """MOV r/m, Sreg: 16 bits into memory; a 32-bit register is zero-extended."""
+    selector = read_register(cpu.state, instruction.op_register(1))
+    if is_memory(instruction, 0):
+        segment, offset = address(cpu, instruction)
+        store16 = cpu.mmu.store16
+        return lambda: store16(segment, offset(), selector())
+    put = write_register(cpu.state, instruction.op_register(0))
+    return lambda: put(selector())
+
+
+def build_mov_to_segment(cpu: Cpu, instruction: Instruction) -> Operation:
+    """MOV Sreg, r/m16: interrupts and debug traps are held off for one instruction after a load of SS."""
+    number = segment_number(instruction.op_register(0))
+    if number == CS:
+        return _undefined
+    if is_memory(instruction, 1):
+        segment, offset = address(cpu, instruction)
+        load16 = cpu.mmu.load16
+
+        def source() -> int:
+            return load16(segment, offset())
+    else:
+        source = read(cpu, instruction, 1)
+    state = cpu.state
+
+    def load() -> None:
+        load_segment(cpu, number, source() & 0xFFFF)
+        if number == SS:
+            state.shadow = SHADOW_MOV_SS
+
+    return load
+
+
+def _undefined() -> None:
+    raise invalid_opcode()
+
+
+def build_load_far_pointer(cpu: Cpu, instruction: Instruction) -> Operation:
+    """LES, LDS, LSS, LFS, LGS: offset and selector from memory; the register changes only if the selector loads."""
+    number = _FAR_POINTERS[instruction.mnemonic]
+    size = size_bytes(instruction, 0)
+    segment, offset = address(cpu, instruction)
+    mmu, mask = cpu.mmu, MASK32
+    put = write_register(cpu.state, instruction.op_register(0))
+
+    def load() -> None:
+        at = offset()
+        value = mmu.load(segment, at, size)
+        selector = mmu.load16(segment, (at + size) & mask)
+        load_segment(cpu, number, selector)
+        put(value)
+
+    return load
+
+
+def build_extend(cpu: Cpu, instruction: Instruction) -> Operation:
+    """MOVZX."""
+    source, put = read(cpu, instruction, 1), write(cpu, instruction, 0)
+    return lambda: put(source())
+
+
+def build_extend_sign(cpu: Cpu, instruction: Instruction) -> Operation:
+    """MOVSX."""
+    source, put = read(cpu, instruction, 1), write(cpu, instruction, 0)
+    sign = 1 << 8 * size_bytes(instruction, 1) - 1
+    mask = MASKS[size_bytes(instruction, 0)]
+    return lambda: put((source() ^ sign) - sign & mask)
+
+
+def build_exchange(cpu: Cpu, instruction: Instruction) -> Operation:
+    """XCHG; with memory it is a read-modify-write."""
+    size = size_bytes(instruction, 0)
+    if not is_memory(instruction, 0):
+        read_a, read_b = read(cpu, instruction, 0), read(cpu, instruction, 1)
+        write_a, write_b = write(cpu, instruction, 0), write(cpu, instruction, 1)
+
+        def swap() -> None:
+            a = read_a()
+            write_a(read_b())
+            write_b(a)
+
+        return swap
+    segment, offset = address(cpu, instruction)
+    modify, store = modify_of(cpu, size), store_of(cpu, size)
+    get, put = read(cpu, instruction, 1), write(cpu, instruction, 1)
+
+    def exchange() -> None:
+        at = offset()
+        value = modify(segment, at)
+        store(segment, at, get())
+        put(value)
+
+    return exchange
+
+
+def build_lea(cpu: Cpu, instruction: Instruction) -> Operation:
+    """LEA: the offset, cut or zero-extended to the operand size; with a register operand it is #UD (the decoder's)."""
+    offset = effective_address(cpu.state, instruction)
+    put = write_register(cpu.state, instruction.op_register(0))
+    mask = MASKS[size_bytes(instruction, 0)]
+    return lambda: put(offset() & mask)
+
+
+def build_cmov(cpu: Cpu, instruction: Instruction) -> Operation:
+    """CMOVcc: the source is read, and may fault, whether the condition holds or not."""
+    holds = condition(instruction)
+    source, put = read(cpu, instruction, 1), write(cpu, instruction, 0)
+    state = cpu.state
+
+    def move() -> None:
+        value = source()
+        if holds(state.eflags):
+            put(value)
+
+    return move
+
+
+def build_set(cpu: Cpu, instruction: Instruction) -> Operation:
+    """SETcc."""
+    holds = condition(instruction)
+    put, state = write(cpu, instruction, 0), cpu.state
+    return lambda: put(1 if holds(state.eflags) else 0)
+
+
+def build_xlat(cpu: Cpu, instruction: Instruction) -> Operation:
+    """XLAT: AL = [EBX + AL]."""
+    mask, load8, gpr = address_mask(instruction), cpu.mmu.load8, cpu.state.gpr
+    segment = string_source(cpu, instruction)
+
+    def translate() -> None:
+        gpr[EAX] = gpr[EAX] & 0xFFFF_FF00 | load8(segment, (gpr[EBX] + (gpr[EAX] & 0xFF)) & mask)
+
+    return translate
+
+
+def build_bswap(cpu: Cpu, instruction: Instruction) -> Operation:
+    """BSWAP r32; of r16 the result is undefined by the SDM, and zero on current processors."""
+    gpr, n = cpu.state.gpr, gpr_number(instruction.op_register(0))
+    if size_bytes(instruction, 0) == 2:
+
+        def clear() -> None:
+            gpr[n] &= 0xFFFF_0000
+
+        return clear
+
+    def swap() -> None:
+        gpr[n] = int.from_bytes(gpr[n].to_bytes(4, "little"), "big")
+
+    return swap
+
+
+def build_lahf(cpu: Cpu, _instruction: Instruction) -> Operation:
+    """LAHF: SF ZF AF PF CF, and bit 1, into AH."""
+    gpr, state = cpu.state.gpr, cpu.state
+
+    def load() -> None:
+        gpr[EAX] = gpr[EAX] & 0xFFFF_00FF | (state.eflags & SAHF_FLAGS | 2) << 8
+
+    return load
+
+
+def build_sahf(cpu: Cpu, _instruction: Instruction) -> Operation:
+    """SAHF: AH into SF ZF AF PF CF."""
+    gpr, state = cpu.state.gpr, cpu.state
+
+    def store() -> None:
+        state.eflags = state.eflags & ~SAHF_FLAGS | gpr[EAX] >> 8 & SAHF_FLAGS
+
+    return store
+
+
+# The stack.
+
+
+def stack_bytes(instruction: Instruction) -> int:
+    """2 or 4: the operand size of a stack instruction."""
+    return abs(instruction.stack_pointer_increment)
+
+
+def build_push(cpu: Cpu, instruction: Instruction) -> Operation:
+    """PUSH r/m, imm, Sreg. ESP is read before it is decremented; a selector is zero-extended to a whole slot."""
+    size = stack_bytes(instruction)
+    state, mmu = cpu.state, cpu.mmu
+    gpr, stack = state.gpr, state.segments[SS]
+    source = read(cpu, instruction, 0)
+    push = cpu.push
+    if size == 4:
+        store32 = mmu.store32
+
+        def push32() -> None:
+            if stack.attributes & SEG_DB:
+                value = source()
+                offset = (gpr[ESP] - 4) & MASK32
+                store32(stack, offset, value)
+                gpr[ESP] = offset
+            else:
+                push(source(), 4)
+
+        return push32
+    mask = 0xFFFF
+    return lambda: push(source() & mask, 2)
+
+
+def build_pop(cpu: Cpu, instruction: Instruction) -> Operation:
+    """POP r/m. An ESP-based address is computed after the increment; a fault in the write leaves ESP as it was."""
+    size = stack_bytes(instruction)
+    gpr = cpu.state.gpr
+    pop = cpu.pop
+    if is_memory(instruction, 0):
+        segment, offset = address(cpu, instruction)
+        store = store_of(cpu, size)
+
+        def pop_memory() -> None:
+            old = gpr[ESP]
+            value = pop(size)
+            try:
+                store(segment, offset(), value)
+            except GuestFault:
+                gpr[ESP] = old
+                raise
+
+        return pop_memory
+    put = write_register(cpu.state, instruction.op_register(0))
+    if size == 4:
+        d = gpr_number(instruction.op_register(0))
+        stack, load32 = cpu.state.segments[SS], cpu.mmu.load32
+
+        def pop32() -> None:
+            if stack.attributes & SEG_DB:
+                offset = gpr[ESP]
+                value = load32(stack, offset)
+                gpr[ESP] = (offset + 4) & MASK32
+                gpr[d] = value
+            else:
+                put(pop(4))
+
+        return pop32
+    return lambda: put(pop(size))
+
+
+def build_pop_segment(cpu: Cpu, instruction: Instruction) -> Operation:
+    """POP Sreg: 16 bits are read; ESP moves by the operand size, once the selector has loaded."""
+    size = stack_bytes(instruction)
+    number = segment_number(instruction.op_register(0))
+    state, mmu = cpu.state, cpu.mmu
+
+    def pop() -> None:
+        offset = state.gpr[ESP] & cpu.stack_mask
+        selector = mmu.load(state.segments[SS], offset, 2)
+        mask = cpu.stack_mask  # of the stack that was popped: POP SS may change its width
+        load_segment(cpu, number, selector)
+        state.gpr[ESP] = state.gpr[ESP] & ~mask & MASK32 | (offset + size) & mask
+        if number == SS:
+            state.shadow = SHADOW_MOV_SS
+
+    return pop
+
+
+def build_pusha(cpu: Cpu, instruction: Instruction) -> Operation:
+    """PUSHA, PUSHAD: the far end is checked first, so that a fault changes nothing."""
+    size = stack_bytes(instruction) // 8
+    state, mmu = cpu.state, cpu.mmu
+    gpr, value_mask = state.gpr, MASKS[size]
+
+    def push_all() -> None:
+        mask, stack = cpu.stack_mask, state.segments[SS]
+        values = [value & value_mask for value in gpr]
+        offsets = [(gpr[ESP] - size * (n + 1)) & mask for n in range(8)]
+        for offset in offsets:
+            mmu.check_linear(mmu.check_segment(stack, offset, size, write=True), size, write=True, user=mmu.user)
+        for offset, value in zip(offsets, values, strict=True):
+            mmu.store(stack, offset, size, value)
+        cpu.set_esp(offsets[-1])
+
+    return push_all
+
+
+def build_popa(cpu: Cpu, instruction: Instruction) -> Operation:
+    """POPA, POPAD: the slot of ESP is skipped."""
+    size = stack_bytes(instruction) // 8
+    state, mmu = cpu.state, cpu.mmu
+    gpr, keep = state.gpr, MASK32 & ~MASKS[size]
+
+    def pop_all() -> None:
+        mask, stack, top = cpu.stack_mask, state.segments[SS], gpr[ESP]
+        values = [mmu.load(stack, (top + size * n) & mask, size) for n in range(8)]
+        for n, value in enumerate(reversed(values)):
+            if n != ESP:
+                gpr[n] = gpr[n] & keep | value
+        cpu.set_esp(top + 8 * size)
+
+    return pop_all
+
+
+def build_enter(cpu: Cpu, instruction: Instruction) -> Operation:
+    """ENTER: every push is checked before the first is made, and the new top of the stack must be writable."""
+    size = 4 if instruction.code == Code.ENTERD_IMM16_IMM8 else 2
+    local_bytes, level = instruction.immediate16, instruction.immediate8_2nd & 31
+    state, mmu = cpu.state, cpu.mmu
+    gpr, value_mask = state.gpr, MASKS[size]
+
+    def enter() -> None:
+        mask, stack = cpu.stack_mask, state.segments[SS]
+        top, frame = gpr[ESP], gpr[EBP]
+        values = [frame & value_mask]
+        frame_pointer = (top - size) & mask
+        values.extend(mmu.load(stack, (frame - size * n) & mask, size) for n in range(1, level))
+        if level:
+            values.append((gpr[ESP] & ~mask | frame_pointer) & value_mask)
+        offsets = [(top - size * (n + 1)) & mask for n in range(len(values))]
+        new_top = (offsets[-1] - local_bytes) & mask
+        for offset in (*offsets, new_top):
+            mmu.check_linear(mmu.check_segment(stack, offset, size, write=True), size, write=True, user=mmu.user)
+        for offset, value in zip(offsets, values, strict=True):
+            mmu.store(stack, offset, size, value)
+        if size == 4:
+            gpr[EBP] = gpr[ESP] & ~mask & MASK32 | frame_pointer
+        else:
+            gpr[EBP] = frame & 0xFFFF_0000 | frame_pointer & 0xFFFF
+        cpu.set_esp(new_top)
+
+    return enter
+
+
+def build_leave(cpu: Cpu, instruction: Instruction) -> Operation:
+    """LEAVE: ESP = EBP, then pop EBP."""
+    size = 4 if instruction.code == Code.LEAVED else 2
+    state, mmu = cpu.state, cpu.mmu
+    gpr, keep = state.gpr, MASK32 & ~MASKS[size]
+
+    def leave() -> None:
+        mask = cpu.stack_mask
+        offset = gpr[EBP] & mask
+        value = mmu.load(state.segments[SS], offset, size)
+        cpu.set_esp(offset + size)
+        gpr[EBP] = gpr[EBP] & keep | value
+
+    return leave
+
+
+def build_bound(cpu: Cpu, instruction: Instruction) -> Operation:
+    """BOUND: #BR unless lower <= index <= upper, signed."""
+    size = size_bytes(instruction, 0)
+    segment, offset = address(cpu, instruction)
+    load, index = load_of(cpu, size), read(cpu, instruction, 0)
+    sign = 1 << 8 * size - 1
+
+    def check() -> None:
+        at = offset()
+        lower = load(segment, at)
+        upper = load(segment, (at + size) & MASK32)
+        if not lower ^ sign <= index() ^ sign <= upper ^ sign:
+            raise GuestFault(Vector.BR)
+
+    return check
+
+
+ROWS = (
+    Row("nop", build_nop),
+    Row("pause", build_nop),
+    Row("mov", build_mov),
+    Row("mov_from_sreg", build_mov_from_segment),
+    Row("mov_to_sreg", build_mov_to_segment, Effect.SYSTEM),
+    Row("lds", build_load_far_pointer),
+    Row("les", build_load_far_pointer),
+    Row("lss", build_load_far_pointer, Effect.SYSTEM),
+    Row("lfs", build_load_far_pointer),
+    Row("lgs", build_load_far_pointer),
+    Row("movzx", build_extend),
+    Row("movsx", build_extend_sign),
+    Row("xchg", build_exchange),
+    Row("lea", build_lea),
+    *(Row(f"cmov{name}", build_cmov) for name in CONDITION_NAMES),
+    *(Row(f"set{name}", build_set) for name in CONDITION_NAMES),
+    Row("xlatb", build_xlat),
+    Row("bswap", build_bswap),
+    Row("lahf", build_lahf),
+    Row("sahf", build_sahf),
+    Row("push", build_push),
+    Row("pop", build_pop),
+    Row("pop_sreg", build_pop_segment, Effect.SYSTEM),
+    Row("pusha", build_pusha),
+    Row("pushad", build_pusha),
+    Row("popa", build_popa),
+    Row("popad", build_popa),
+    Row("enter", build_enter),
+    Row("leave", build_leave),
+    Row("bound", build_bound),
+)

@@ -1,0 +1,433 @@
+"""`interp`: the reference CPU. It runs pre-decoded blocks and orders events exactly as the SDM does.
+
+It owns the order of events at instruction boundaries, the count of instructions, and stops; what instructions do is in
+`machine.instructions`, decoding and keeping blocks in `vmm.blocks`.
+
+Source: SDM Vol. 3A, table "Priority Among Concurrent Events", and chapter "Debug" for TF, RF and DR0 to DR7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+
+from machine.cpu import Cpu
+from machine.debug import CodeBreakpoint, DebugControl, FaultLevel, Stop, StopKind
+from machine.faults import DebugFault, GuestFault, PageFault, SoftwareInterrupt, Vector, general_protection
+from machine.flags import IF, RF, TF
+from machine.instructions import Effect
+from machine.interrupts import TripleFault, deliver_event, raise_exception, software_interrupt
+from machine.memory import PAGE_SHIFT
+from machine.state import CS, DR6_BS, MASK32, SEG_DB, SHADOW_MOV_SS, SHADOW_NONE
+from vmm.blocks import BlockCache
+
+# How many events (deliveries, waits in HLT, chunks of a REP) one `run` handles before it returns though its icount is
+# not reached: a guest may go on for ever without retiring an instruction, and must not keep the debugger out.
+PATIENCE_EVENTS = 256
+
+DR7_ENABLED = 0xFF
+
+_BUDGET = Stop(StopKind.BUDGET)
+_STEP = Stop(StopKind.STEP)
+
+
+class Interpreter:
+    """The reference engine: see `machine.engine.Engine`."""
+
+    name = "interp"
+
+    def __init__(self, cpu: Cpu, debug: DebugControl) -> None:
+        self._cpu = cpu
+        self._debug = debug
+        self._cache = BlockCache(cpu)
+        self._patience = 0
+        self._deliver_caught = False
+        self._breakpoints: dict[int, list[CodeBreakpoint]] = {}
+        self._physical_breakpoints: dict[int, list[CodeBreakpoint]] = {}
+        self._watching = False
+        self._touched: Stop | None = None
+        self._debug_hits = 0
+        self._watched_registers: tuple[int, ...] = ()
+        self._interrupts = 0
+        self._exceptions: dict[int, int] = {}
+
+    # The Engine interface.
+
+    def enter(self) -> None:
+        """Take over the CPU."""
+        self._cache.attach()
+        self._debug.on_change.append(self._debug_changed)
+        self._debug_changed()
+
+    def leave(self) -> None:
+        """Hand the CPU over."""
+        self._debug.on_change.remove(self._debug_changed)
+        self._cpu.mmu.set_watch(frozenset(), None)
+        self._cache.detach()
+
+    def statistics(self) -> Mapping[str, int | float | str]:
+        """Counters since the start."""
+        cache = self._cache
+        counters: dict[str, int | float | str] = {
+            "blocks decoded": cache.decoded_blocks,
+            "instructions decoded": cache.decoded_insns,
+            "invalidations": cache.invalidations,
+            "interrupts": self._interrupts,
+        }
+        for vector, count in sorted(self._exceptions.items()):
+            name = Vector(vector).name if vector in Vector._value2member_map_ else str(vector)
+            counters[f"exceptions #{name}"] = count
+        return counters
+
+    def run(self, until_icount: int, *, skip_breakpoint: bool = False, deliver_caught: bool = False) -> Stop:
+        """Execute until the icount is reached or something stops it: see `Engine.run`."""
+        self._patience = PATIENCE_EVENTS
+        self._deliver_caught = deliver_caught
+        self._cpu.single_iterations = False
+        clock, state = self._cpu.clock, self._cpu.state
+        while True:
+            stop = self._attend()
+            if stop is None and (clock.icount >= until_icount or self._patience < 0):
+                stop = _BUDGET
+            if stop is None:
+                if state.eflags & (TF | RF) or state.shadow or state.dr[7] & DR7_ENABLED or self._watching:
+                    stop = self._execute_one(check_breakpoints=not skip_breakpoint)
+                elif skip_breakpoint:
+                    stop = self._execute_one(check_breakpoints=False)
+                else:
+                    stop = self._execute_blocks(min(until_icount, clock.deadline_icount))
+                skip_breakpoint = False
+            if stop is not None:
+                return stop
+
+    def step(self, *, deliver_caught: bool = False) -> Stop:
+        """Execute one instruction: see `Engine.step`."""
+        self._patience = PATIENCE_EVENTS
+        self._deliver_caught = deliver_caught
+        state = self._cpu.state
+        was_halted = state.halted
+        deliveries = self._interrupts
+        stop = self._attend(stepping=True)
+        if stop is not None:
+            return stop
+        if self._interrupts != deliveries or was_halted:
+            return _BUDGET if state.halted else _STEP
+        self._cpu.single_iterations = True
+        stop = self._execute_one(check_breakpoints=False)
+        return stop or _STEP
+
+    # Instruction boundaries.
+
+    def _attend(self, *, stepping: bool = False) -> Stop | None:
+        """Handle all that comes before the next instruction: device requests, due events, interrupts, HLT."""
+        cpu = self._cpu
+        state, lines, clock = cpu.state, cpu.lines, cpu.clock
+        deliver = not stepping or self._debug.step_interrupts
+        while True:
+            if clock.icount >= clock.deadline_icount:
+                clock.run_due()
+            if lines.attention:
+                if lines.exit_requested:
+                    return Stop(StopKind.EXIT, exit_request=lines.take_exit())
+                if lines.reset_requested:
+                    lines.take_reset()
+                    return Stop(StopKind.RESET)
+                if deliver and lines.nmi_pending and not state.nmi_blocked and state.shadow != SHADOW_MOV_SS:
+                    return self._accept_nmi()
+                if lines.intr and state.eflags & IF and not state.shadow and not cpu.repeating:
+                    if not deliver:
+                        state.halted = 0  # the wake-up is seen, the delivery waits
+                    else:
+                        return self._accept_interrupt()
+            if cpu.pending_debug and state.shadow != SHADOW_MOV_SS:
+                hits, cpu.pending_debug = cpu.pending_debug, 0
+                return self._deliver_fault(DebugFault(hits), state.eip)
+            if not state.halted:
+                return None
+            self._patience -= 1
+            if self._patience < 0:
+                return _BUDGET
+            if not state.eflags & IF or not clock.skip_to_next():
+                return Stop(StopKind.HALTED)
+
+    def _accept_nmi(self) -> Stop | None:
+        state = self._cpu.state
+        self._cpu.lines.take_nmi()
+        state.nmi_blocked = 1
+        self._begin_delivery()
+        try:
+            deliver_event(self._cpu, Vector.NMI, external=True, error_code=None, return_eip=state.eip)
+        except TripleFault as triple:
+            return Stop(StopKind.TRIPLE_FAULT, chain=triple.chain)
+        return None
+
+    def _accept_interrupt(self) -> Stop | None:
+        cpu, debug = self._cpu, self._debug
+        state, lines = cpu.state, cpu.lines
+        if debug.catch_interrupts and not self._deliver_caught:
+            level = FaultLevel(lines.peek(), None, None, state.segments[CS].selector, state.eip, external=True)
+            return Stop(StopKind.CATCH, level=level)
+        self._begin_delivery()
+        try:
+            deliver_event(cpu, lines.acknowledge(), external=True, error_code=None, return_eip=state.eip)
+        except TripleFault as triple:
+            return Stop(StopKind.TRIPLE_FAULT, chain=triple.chain)
+        return None
+
+    def _begin_delivery(self) -> None:
+        self._cpu.state.halted = 0
+        self._deliver_caught = False
+        self._interrupts += 1
+        self._patience -= 1
+
+    def _deliver_fault(self, fault: GuestFault, eip: int) -> Stop | None:
+        """Deliver an exception that returns to `eip`, or stop before that if it is caught."""
+        cpu = self._cpu
+        cr2 = fault.linear if isinstance(fault, PageFault) else None
+        if fault.vector in self._debug.caught_vectors and not self._deliver_caught:
+            cpu.state.eip = eip
+            cs = cpu.state.segments[CS].selector
+            return Stop(StopKind.CATCH, level=FaultLevel(fault.vector, fault.error_code, cr2, cs, eip))
+        self._deliver_caught = False
+        self._patience -= 1
+        self._exceptions[fault.vector] = self._exceptions.get(fault.vector, 0) + 1
+        cpu.repeating = False
+        try:
+            raise_exception(cpu, fault, eip)
+        except TripleFault as triple:
+            cpu.state.eip = eip
+            return Stop(StopKind.TRIPLE_FAULT, chain=triple.chain)
+        return None
+
+    def _deliver_software(self, event: SoftwareInterrupt, eip: int, next_eip: int) -> Stop | None:
+        """INT n, INT3, INTO, INT1: it retires when the handler is entered."""
+        cpu, debug = self._cpu, self._debug
+        caught = debug.catch_software if event.by_int_n else event.vector in debug.caught_vectors
+        if caught and not self._deliver_caught:
+            cpu.state.eip = eip
+            cs = cpu.state.segments[CS].selector
+            return Stop(StopKind.CATCH, level=FaultLevel(event.vector, None, None, cs, eip))
+        self._deliver_caught = False
+        self._patience -= 1
+        try:
+            software_interrupt(cpu, event.vector, next_eip, by_int_n=event.by_int_n)
+        except GuestFault as fault:
+            return self._deliver_fault(fault, eip)
+        cpu.clock.icount += 1
+        return None
+
+    # Execution.
+
+    def _execute_blocks(self, limit_icount: int) -> Stop | None:
+        """Run blocks until the icount is reached, or something happens that `run` must look at."""
+        cpu, cache = self._cpu, self._cache
+        state, clock = cpu.state, cpu.clock
+        cs = state.segments[CS]
+        big = bool(cs.attributes & SEG_DB)
+        fetched = cache.fetched[big * 2 + cpu.mmu.user]
+        icount = clock.icount
+        while icount < limit_icount:
+            eip = state.eip
+            linear = (cs.base + eip) & MASK32
+            blocks = fetched.get(linear >> 12)
+            block = blocks.get(linear & 0xFFF) if blocks is not None else None
+            if block is None or not block.operations:
+                clock.icount = icount
+                if eip > cs.limit:
+                    return self._deliver_fault(general_protection(), eip)
+                try:
+                    block, withheld = cache.find(linear, big)
+                except GuestFault as fault:
+                    return self._deliver_fault(fault, eip)
+                if withheld:
+                    return self._execute_one(check_breakpoints=True)
+            operations, offsets, effect = block.operations, block.offsets, block.effect
+            count = len(operations)
+            room = limit_icount - icount
+            if eip + offsets[-1] > cs.limit + 1:
+                room = min(room, sum(eip + end <= cs.limit + 1 for end in offsets[1:]))
+                if not room:
+                    clock.icount = icount
+                    return self._deliver_fault(general_protection(), eip)
+            plain = effect is Effect.NEXT or effect is Effect.BRANCH
+            if not plain and room >= count:
+                # The last instruction may look at the time, so it must be right by then.
+                clock.icount = icount + count - 1
+            cache.running = block
+            done = 0
+            try:
+                for operation in operations if room >= count else islice(operations, room):
+                    operation()
+                    done += 1
+            except GuestFault as fault:
+                clock.icount = icount + done
+                return self._deliver_fault(fault, (eip + offsets[done]) & MASK32)
+            except SoftwareInterrupt as event:
+                clock.icount = icount + done
+                return self._deliver_software(event, (eip + offsets[done]) & MASK32, (eip + offsets[done + 1]) & MASK32)
+            finally:
+                cache.running = None
+            icount += done
+            if done < count:
+                state.eip = (eip + offsets[done]) & MASK32
+            elif effect is Effect.NEXT:
+                state.eip = (eip + offsets[-1]) & MASK32
+            elif not plain:
+                if effect is Effect.SYSTEM:
+                    state.eip = (eip + offsets[-1]) & MASK32
+                elif effect is Effect.REPEAT:
+                    cpu.repeating = state.eip == (eip + offsets[-2]) & MASK32
+                    if not cpu.repeating:
+                        continue
+                    icount -= 1
+                    self._patience -= 1
+                break
+        clock.icount = icount
+        return None
+
+    def _execute_one(self, *, check_breakpoints: bool) -> Stop | None:
+        """Execute one instruction with everything that can stop or trap around it."""
+        cpu, cache = self._cpu, self._cache
+        state, clock = cpu.state, cpu.clock
+        cs = state.segments[CS]
+        eip = state.eip
+        linear = (cs.base + eip) & MASK32
+        if check_breakpoints:
+            hit = self._breakpoint_at(linear)
+            if hit is not None:
+                return Stop(StopKind.BREAKPOINT, linear=linear, breakpoint=hit)
+        flags, shadow = state.eflags, state.shadow
+        if state.dr[7] & DR7_ENABLED:
+            if self._watched_registers != (state.dr[7], *state.dr[:4]):
+                self._watch()
+            hits = 0 if flags & RF else self._instruction_breakpoints(linear)
+            if hits:
+                return self._deliver_fault(DebugFault(hits), eip)
+        if eip > cs.limit:
+            return self._deliver_fault(general_protection(), eip)
+        try:
+            block, _ = cache.find(linear, bool(cs.attributes & SEG_DB))
+        except GuestFault as fault:
+            return self._deliver_fault(fault, eip)
+        end = block.offsets[1]
+        if eip + end > cs.limit + 1:
+            return self._deliver_fault(general_protection(), eip)
+        effect = block.effect if len(block.operations) == 1 else Effect.NEXT
+        self._touched, self._debug_hits = None, 0
+        single = cpu.single_iterations
+        cpu.single_iterations = single or bool(flags & TF)
+        state.shadow = SHADOW_NONE
+        state.eflags = flags & ~RF
+        cache.running = block
+        try:
+            block.operations[0]()
+        except GuestFault as fault:
+            state.eflags, state.shadow = flags, shadow
+            return self._deliver_fault(fault, eip)
+        except SoftwareInterrupt as event:
+            return self._deliver_software(event, eip, (eip + end) & MASK32)
+        finally:
+            cpu.single_iterations = single
+            cache.running = None
+        if effect is Effect.NEXT or effect is Effect.SYSTEM:
+            state.eip = (eip + end) & MASK32
+        cpu.repeating = effect is Effect.REPEAT and state.eip == eip
+        if cpu.repeating:
+            self._patience -= 1
+            state.eflags |= flags & RF
+        else:
+            clock.icount += 1
+        return self._trap(bool(flags & TF), shadow)
+
+    def _trap(self, single_step: bool, shadow_before: int) -> Stop | None:
+        """After an instruction: #DB for TF, data breakpoints and task switches; then the debugger's watchpoints."""
+        cpu = self._cpu
+        state = cpu.state
+        hits = self._debug_hits | cpu.pending_debug
+        if single_step:
+            hits |= DR6_BS
+        stop = None
+        if hits and state.shadow == SHADOW_MOV_SS and shadow_before != SHADOW_MOV_SS:
+            # Held until after the next instruction; the single-step trap itself is lost.
+            cpu.pending_debug = hits & ~DR6_BS
+        elif hits:
+            cpu.pending_debug = 0
+            stop = self._deliver_fault(DebugFault(hits), state.eip)
+        return stop or self._touched
+
+    # Breakpoints and watchpoints.
+
+    def _debug_changed(self) -> None:
+        """Sort the debugger's wishes by what the run loop asks."""
+        debug = self._debug
+        self._breakpoints, self._physical_breakpoints = {}, {}
+        for breakpoint_ in debug.breakpoints:
+            table = self._physical_breakpoints if breakpoint_.physical else self._breakpoints
+            table.setdefault(breakpoint_.address, []).append(breakpoint_)
+        self._cache.withhold(
+            frozenset(address >> PAGE_SHIFT for address in self._breakpoints),
+            frozenset(address >> PAGE_SHIFT for address in self._physical_breakpoints),
+        )
+        self._watch()
+
+    def _watch(self) -> None:
+        """Have the MMU report the pages that watchpoints, or enabled data breakpoints of DR7, are on."""
+        debug, state = self._debug, self._cpu.state
+        watchpoints = debug.watchpoints
+        self._watching = bool(watchpoints)
+        self._watched_registers = (state.dr[7], *state.dr[:4])
+        pages: set[int] = set()
+        for watchpoint in watchpoints:
+            pages.update(_pages(watchpoint.address, watchpoint.length))
+        for number in range(4):
+            if state.dr[7] >> (2 * number) & 3 and state.dr[7] >> (16 + 4 * number) & 3:
+                pages.update(_pages(state.dr[number], 8))
+        everything = any(watchpoint.physical for watchpoint in watchpoints)
+        observer = self._accessed if pages else None
+        self._cpu.mmu.set_watch(frozenset(pages), observer, everything=everything)
+
+    def _breakpoint_at(self, linear: int) -> CodeBreakpoint | None:
+        state = self._cpu.state
+        candidates = self._breakpoints.get(linear, ())
+        if self._physical_breakpoints:
+            physical = self._cpu.mmu.probe(linear)
+            if physical is not None:
+                candidates = [*candidates, *self._physical_breakpoints.get(physical, ())]
+        for candidate in candidates:
+            if candidate.cr3 is None or candidate.cr3 == state.cr3:
+                return candidate
+        return None
+
+    def _instruction_breakpoints(self, linear: int) -> int:
+        state = self._cpu.state
+        hits = 0
+        for number in range(4):
+            enabled = state.dr[7] >> (2 * number) & 3
+            if enabled and not state.dr[7] >> (16 + 4 * number) & 0xF and state.dr[number] == linear:
+                hits |= 1 << number
+        return hits
+
+    def _accessed(self, linear: int, physical: int, size_bytes: int, write: bool) -> None:
+        """A data access to a watched page."""
+        state = self._cpu.state
+        for number in range(4):
+            kind = state.dr[7] >> (16 + 4 * number) & 3
+            if state.dr[7] >> (2 * number) & 3 and (kind == 3 or (kind == 1 and write)):
+                length = (1, 2, 8, 4)[state.dr[7] >> (18 + 4 * number) & 3]
+                first = state.dr[number] & ~(length - 1)
+                if linear < first + length and first < linear + size_bytes:
+                    self._debug_hits |= 1 << number
+        if self._touched is not None:
+            return
+        for watchpoint in self._debug.watchpoints:
+            address = physical if watchpoint.physical else linear
+            touches = address < watchpoint.address + watchpoint.length and watchpoint.address < address + size_bytes
+            wanted = watchpoint.on_write if write else watchpoint.on_read
+            if touches and wanted and (watchpoint.cr3 is None or watchpoint.cr3 == state.cr3):
+                where = max(address, watchpoint.address)
+                self._touched = Stop(StopKind.WATCHPOINT, linear=where, watchpoint=watchpoint, was_write=write)
+                return
+
+
+def _pages(address: int, length: int) -> range:
+    return range(address >> PAGE_SHIFT, (address + length - 1 >> PAGE_SHIFT) + 1)
