@@ -80,17 +80,19 @@ class PageFault(GuestFault):
 
 
 class DebugFault(GuestFault):
-    """#DB of the fault class: a guarded debug register was touched. Traps and breakpoints are plain `GuestFault`.
+    """#DB with its reasons.
 
     Attributes:
         conditions: the `DR6_*` bits that delivery sets.
+        resume: RF is saved as 1: so for the fault of a guarded debug register, not for breakpoints and traps.
     """
 
-    __slots__ = ("conditions",)
+    __slots__ = ("conditions", "resume")
 
-    def __init__(self, conditions: int) -> None:
+    def __init__(self, conditions: int, *, resume: bool = False) -> None:
         super().__init__(Vector.DB)
         self.conditions = conditions
+        self.resume = resume
 
 
 class SoftwareInterrupt(Exception):

@@ -65,6 +65,17 @@ CR4_MCE = 1 << 6
 CR4_PGE = 1 << 7
 CR4_PCE = 1 << 8
 
+# DR6 says what a #DB happened for; bits 0 to 3 are the breakpoints that matched.
+DR6_BD = 1 << 13  # MOV DR while DR7.GD is set
+DR6_BS = 1 << 14  # single step
+DR6_BT = 1 << 15  # task switch to a TSS with the T bit
+DR6_WRITABLE = 0x0000_E00F
+DR6_FIXED = 0xFFFF_0FF0
+DR7_LOCAL = 0x155  # L0 to L3 and LE: a task switch clears them
+DR7_GD = 1 << 13
+DR7_WRITABLE = 0xFFFF_23FF
+DR7_FIXED = 0x0000_0400
+
 # Segment attributes: descriptor bits 47:40 and 55:52 squeezed into 12 bits, the form in which a VMCB keeps them
 # (AMD64 APM Vol. 2, "Segment State in the VMCB").
 SEG_TYPE = 0xF
@@ -246,7 +257,7 @@ class CpuState:
             table.base, table.limit = 0, 0xFFFF
         self.cr0 = CR0_CD | CR0_NW | CR0_ET
         self.cr2 = self.cr3 = self.cr4 = 0
-        self.dr[:] = [0, 0, 0, 0, 0, 0, 0xFFFF_0FF0, 0x400]
+        self.dr[:] = [0, 0, 0, 0, 0, 0, DR6_FIXED, DR7_FIXED]
         self.cpl = 0
         self.shadow = SHADOW_NONE
         self.halted = 0
