@@ -262,6 +262,7 @@ class Pic(Device):
         self.master = Chip(lines.set_intr, _MASTER_LEVEL_BITS, _CASCADE_BIT)
         self.slave = Chip(self._cascade, _SLAVE_LEVEL_BITS, 0)
         lines.acknowledge = self.acknowledge
+        lines.peek = self.peek
 
     def _cascade(self, level: bool) -> None:
         self.master.set_input(_CASCADE, level)
