@@ -37,6 +37,7 @@ class Cpu:
 
     def __init__(self, memory: PhysicalMemory, ports: PortBus, lines: CpuLines, clock: Clock, alu: Alu) -> None:
         self.state = CpuState()
+        self._stack = self.state.segments[SS]
         self.memory = memory
         self.mmu = Mmu(self.state, memory)
         self.ports = ports
@@ -82,16 +83,28 @@ class Cpu:
 
     def push(self, value: int, size_bytes: int) -> None:
         """Push 2 or 4 bytes; ESP changes only if the write does not fault."""
-        state = self.state
-        mask = self.stack_mask
-        offset = (state.gpr[ESP] - size_bytes) & mask
-        self.mmu.store(state.segments[SS], offset, size_bytes, value)
-        self.set_esp(offset)
+        gpr, stack = self.state.gpr, self._stack
+        if stack.attributes & SEG_DB:
+            offset = (gpr[ESP] - size_bytes) & MASK32
+            if size_bytes == 4:
+                self.mmu.store32(stack, offset, value)
+            else:
+                self.mmu.store16(stack, offset, value)
+            gpr[ESP] = offset
+        else:
+            offset = (gpr[ESP] - size_bytes) & 0xFFFF
+            (self.mmu.store32 if size_bytes == 4 else self.mmu.store16)(stack, offset, value)
+            gpr[ESP] = gpr[ESP] & 0xFFFF_0000 | offset
 
     def pop(self, size_bytes: int) -> int:
         """Pop 2 or 4 bytes."""
-        state = self.state
-        offset = state.gpr[ESP] & self.stack_mask
-        value = self.mmu.load(state.segments[SS], offset, size_bytes)
-        self.set_esp(offset + size_bytes)
+        gpr, stack = self.state.gpr, self._stack
+        if stack.attributes & SEG_DB:
+            offset = gpr[ESP]
+            value = self.mmu.load32(stack, offset) if size_bytes == 4 else self.mmu.load16(stack, offset)
+            gpr[ESP] = (offset + size_bytes) & MASK32
+        else:
+            offset = gpr[ESP] & 0xFFFF
+            value = self.mmu.load32(stack, offset) if size_bytes == 4 else self.mmu.load16(stack, offset)
+            gpr[ESP] = gpr[ESP] & 0xFFFF_0000 | (offset + size_bytes) & 0xFFFF
         return value
