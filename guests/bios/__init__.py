@@ -1,0 +1,1 @@
+"""The BIOS ROM: assembler source, and the image built from it."""
