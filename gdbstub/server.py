@@ -51,7 +51,7 @@ class _Client:
 
     def notify(self) -> None:
         """Wake the tasks that have something to do."""
-        if self.session.has_output:
+        if self.session.has_output and not self.sending:
             self.has_output.set()
         if self.session.has_work:
             self.has_work.set()
@@ -168,30 +168,38 @@ class Server:
             session.receive(bytes(data))
             if self.debuggee.running and not was_running:
                 self.debuggee.stint()
+            # The reply goes out from here; `_send` is for what comes without a request.
+            replies = session.has_output and not client.sending
+            client.sending |= replies
             self._changed()
+            if replies:
+                await self._flush(client)
 
     async def _send(self, client: _Client) -> None:
-        session = client.session
         while True:
-            if not session.has_output:
-                client.has_output = trio.Event()
-                await client.has_output.wait()
-            client.sending = True
-            output = memoryview(session.take_output())
+            client.has_output = trio.Event()
             client.notify()
-            try:
+            await client.has_output.wait()
+            if not client.sending:
+                await self._flush(client)
+
+    async def _flush(self, client: _Client) -> None:
+        """Send all output of a session; a client that does not take it is dropped."""
+        client.sending = True
+        try:
+            while client.session.has_output:
+                output = memoryview(client.session.take_output())
+                client.notify()
                 for start in range(0, len(output), SEND_BYTES):
                     with trio.fail_after(STALL_S):
                         await client.stream.send_all(output[start : start + SEND_BYTES])
-            except trio.TooSlowError:
-                self._log(f"{client.name}: dropped, it has read nothing for {STALL_S:.0f} s")
-                client.scope.cancel()
-                return
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                client.scope.cancel()
-                return
-            client.sending = False
-            self._progress.set()
+        except trio.TooSlowError:
+            self._log(f"{client.name}: dropped, it has read nothing for {STALL_S:.0f} s")
+            client.scope.cancel()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            client.scope.cancel()
+        client.sending = False
+        self._progress.set()
 
     async def _work(self, client: _Client) -> None:
         while True:
