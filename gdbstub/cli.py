@@ -1,0 +1,54 @@
+"""The command `trapgate`: reads the command line and hands over to the part that it names.
+
+Imports of those parts wait until one is needed, so that `--help` is there at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from gdbstub.cli_options import USAGE_STATUS, build_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    gdb_words: list[str] = []
+    if words[:1] == ["gdb"] and "--" in words:
+        split = words.index("--")
+        words, gdb_words = words[:split], words[split + 1 :]
+    parser = build_parser()
+    options = parser.parse_args(words)
+    if options.version:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"trapgate {version('trapgate')}\n")
+        return 0
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE_STATUS
+    return _dispatch(options, gdb_words)
+
+
+def _dispatch(options: argparse.Namespace, gdb_words: list[str]) -> int:
+    if options.command == "run":
+        from gdbstub import cli_run
+
+        return cli_run.run(options)
+    if options.command == "gdb":
+        from gdbstub import cli_gdb
+
+        return cli_gdb.run(options, gdb_words)
+    if options.command == "bench":
+        from gdbstub import cli_bench
+
+        return cli_bench.run(options)
+    from gdbstub import cli_doctor
+
+    return cli_doctor.run(options)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,197 @@
+"""The words of the command line: names, values and their meaning, checked; nothing is opened or started here.
+
+It must be quick to import, since every start of the program does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from typing import NoReturn
+
+USAGE_STATUS = 2
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 1234
+DEFAULT_MEMORY = "64M"
+DEFAULT_DEBUG_EXIT = 0xF4
+DEFAULT_ENGINE = "interp"
+ENGINE_NAMES = ("interp",)
+_PLANNED_ENGINES = ("bt", "trap", "hybrid")
+_UNITS_BYTES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "": 1 << 20}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen."""
+
+    host: str
+    port: int
+
+
+DEFAULT_ADDRESS = Address(DEFAULT_HOST, DEFAULT_PORT)
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """What --gdb says: an address, or None for nowhere."""
+
+    address: Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Where bytes of a serial line or of debugcon go: `kind` is stdio, stdout (no input), none, file or tcp."""
+
+    kind: str
+    path: str = ""
+    address: Address = Address(DEFAULT_HOST, 0)
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses a wrong command line with one line and status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and where help is."""
+        sys.stderr.write(f"{self.prog}: {message} (see {self.prog} --help)\n")
+        raise SystemExit(USAGE_STATUS)
+
+
+def build_parser() -> Parser:
+    """The parser for the whole command line; its namespace has `command` and what belongs to it."""
+    parser = Parser(
+        prog="trapgate",
+        description="A whole IA-32 PC as a debug target for stock gdb, the same run every time.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="say which version this is")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    run = commands.add_parser("run", help="boot an image and serve gdb", allow_abbrev=False, description=_RUN)
+    add_machine_options(run)
+    run.add_argument("-S", dest="wait", action="store_true", help="wait for the debugger before the first instruction")
+    gdb = commands.add_parser(
+        "gdb",
+        help="the same, and start stock gdb on it, connected, with symbols",
+        allow_abbrev=False,
+        description=_GDB,
+        epilog="Words after -- are gdb's own: trapgate gdb kernel.elf -- -batch -ex 'info registers'",
+    )
+    add_machine_options(gdb)
+    gdb.add_argument("-S", dest="wait", action="store_true", help=argparse.SUPPRESS)
+    bench = commands.add_parser("bench", help="run the benchmarks", allow_abbrev=False)
+    bench.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all); --list names them")
+    bench.add_argument("--json", metavar="FILE", help="write the results there too")
+    bench.add_argument("--list", action="store_true", help="list the benchmarks")
+    doctor = commands.add_parser("doctor", help="say what this host offers, and what falls back", allow_abbrev=False)
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+_RUN = """Boot IMAGE and serve gdb. IMAGE is a multiboot kernel, an ELF file, a Linux kernel, a disk or floppy
+image, or a flat binary as FILE@ADDRESS; without one the built-in demo kernel is booted. Exit status: the guest's own
+through the debug exit port; 0 when the guest powers off, the debugger kills it, or --max-insns is reached; 2 for a
+wrong command line or an image that cannot be loaded; 3 for a triple fault when no debugger is attached."""
+_GDB = """Boot IMAGE stopped before its first instruction, and start stock gdb on it ($GDB, or gdb from PATH),
+connected and with the image's symbols. The guest's serial output appears in between; `monitor serial TEXT` is its
+input."""
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """The options that describe the machine and what is connected to it; QEMU's names work with one dash too."""
+    add = parser.add_argument
+    add("image", nargs="?", metavar="IMAGE", help="what to boot; none: the built-in demo kernel")
+    add("--kernel", "-kernel", metavar="IMAGE", help="the same as IMAGE")
+    add("--initrd", "-initrd", metavar="FILES", help="multiboot modules: FILE[ ARGUMENTS][,FILE...]")
+    add("--append", "-append", metavar="ARGUMENTS", help="the kernel's command line")
+    add("-m", "--memory", "-memory", type=parse_memory, default=DEFAULT_MEMORY, metavar="SIZE",
+        help="RAM, in MiB or with K, M, G (default 64M)")  # fmt: skip
+    add("-s", dest="gdb_default", action="store_true", help=f"gdb on {DEFAULT_HOST}:{DEFAULT_PORT} (the default)")
+    add("--gdb", "-gdb", type=parse_listen, default=None, metavar="[HOST:]PORT|none",
+        help=f"where gdb connects; port 0 picks one (default {DEFAULT_HOST}:{DEFAULT_PORT})")  # fmt: skip
+    add("--serial", "-serial", type=parse_sink, action="append", default=[], metavar="SINK",
+        help="COM1, and given again COM2: stdio, none, tcp:PORT or a FILE (default stdio)")  # fmt: skip
+    add("--debugcon", "-debugcon", type=parse_sink, default=Sink("none"), metavar="SINK",
+        help="bytes written to port 0xe9 (default none)")  # fmt: skip
+    add("--debug-exit", type=parse_port_or_none, default=DEFAULT_DEBUG_EXIT, metavar="PORT|none",
+        help="the I/O port that ends the run with status value * 2 + 1 (default 0xf4)")  # fmt: skip
+    add("--vmm", type=parse_engine, default=DEFAULT_ENGINE, metavar="ENGINE",
+        help=f"what runs the guest: {', '.join(ENGINE_NAMES)} (default {DEFAULT_ENGINE})")  # fmt: skip
+    add("--trap-backend", choices=("emulated", "kvm"), help="for --vmm trap")
+    add("--paging", choices=("shadow", "nested"), help="for --vmm trap")
+    add("--max-insns", type=parse_count, metavar="N", help="end the run after N instructions")
+    add(
+        "--ns-per-insn", type=parse_count, default=1, metavar="N", help="virtual nanoseconds an instruction (default 1)"
+    )
+    add(
+        "--rtc", metavar="YYYY-MM-DD[THH:MM:SS]", help="what the clock chip says at power-on (default: always the same)"
+    )
+    add("--json-stats", metavar="FILE", help="write what the engine counted there at the end")
+    add("-v", "--verbose", action="store_true", help="say on standard error who connects and what goes wrong")
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of RAM from `64M`, `1G`, `65536K` or `64` (MiB)."""
+    unit = text[-1:].upper() if text[-1:].isalpha() else ""
+    digits = text[: len(text) - len(unit)]
+    if unit not in _UNITS_BYTES or not digits.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size of memory such as 64M")
+    return int(digits) * _UNITS_BYTES[unit]
+
+
+def parse_listen(text: str) -> Listening:
+    """`PORT`, `HOST:PORT`, `[IPv6]:PORT`, QEMU's `tcp:HOST:PORT`, or `none`."""
+    if text == "none":
+        return Listening(None)
+    host, _, port = text.removeprefix("tcp:").rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or DEFAULT_HOST
+    return Listening(Address(host, _parse_tcp_port(port, text)))
+
+
+def parse_sink(text: str) -> Sink:
+    """`stdio`, `none`, `tcp:[HOST:]PORT`, QEMU's `file:FILE`, or the name of a file."""
+    if text in ("stdio", "none"):
+        return Sink(text)
+    if text.startswith("tcp:"):
+        host, _, port = text.removeprefix("tcp:").split(",", 1)[0].rpartition(":")
+        return Sink("tcp", address=Address(host or DEFAULT_HOST, _parse_tcp_port(port, text)))
+    path = text.removeprefix("file:")
+    if not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a sink: stdio, none, tcp:PORT or a file name")
+    return Sink("file", path)
+
+
+def _parse_tcp_port(digits: str, text: str) -> int:
+    if not digits.isdecimal() or int(digits) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} has no TCP port from 0 to 65535")
+    return int(digits)
+
+
+def parse_port_or_none(text: str) -> int | None:
+    """An I/O port (decimal, or hex after 0x), or `none`."""
+    if text == "none":
+        return None
+    try:
+        port = int(text, 0)
+    except ValueError:
+        port = -1
+    if not 0 <= port <= 0xFFFC:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an I/O port from 0 to 0xfffc")
+    return port
+
+
+def parse_engine(text: str) -> str:
+    """The name of an engine that exists."""
+    if text in _PLANNED_ENGINES:
+        raise argparse.ArgumentTypeError(f"{text} is not built yet; there is: {', '.join(ENGINE_NAMES)}")
+    if text not in ENGINE_NAMES:
+        raise argparse.ArgumentTypeError(f"there is no engine {text!r}; there is: {', '.join(ENGINE_NAMES)}")
+    return text
+
+
+def parse_count(text: str) -> int:
+    """A positive number, perhaps with K, M or G for thousands."""
+    scale = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper(), 1)
+    digits = text[:-1] if scale > 1 else text
+    if not digits.replace("_", "").isdecimal() or int(digits) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(digits) * scale

@@ -1,0 +1,211 @@
+"""`trapgate run`: wires image, machine, engine, serial lines and server together, and turns the end into a status.
+
+Only here and in its sister modules do the packages meet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import trio
+
+from gdbstub.cli_options import DEFAULT_ADDRESS, USAGE_STATUS, Address, Sink
+from gdbstub.cli_serial import Lines, SinkError
+from gdbstub.debuggee import End, EndKind
+from gdbstub.guest import GuestTarget
+from gdbstub.server import ListenError, Server, listen
+from guests import images
+from machine.devices.board import BoardOptions
+from machine.devices.rtc import START_DATE
+from machine.loaders.errors import ImageError
+from machine.loaders.image import LoadOptions, parse_modules
+from machine.memory import MemorySizeError
+from machine.pc import EngineFactory, Machine, MachineOptions
+from vmm.interp import Interpreter
+
+INTERRUPTED_STATUS = 128 + signal.SIGINT
+TERMINATED_STATUS = 128 + signal.SIGTERM
+_COM1, _COM2 = "serial", "serial 2"
+_LINE_NAMES = (_COM1, _COM2)
+
+ENGINES: dict[str, EngineFactory] = {"interp": lambda machine: Interpreter(machine.cpu, machine.debug)}
+
+Accompany = Callable[[trio.SocketListener, Machine], Awaitable[None]]
+
+
+class UsageError(Exception):
+    """The command line asks for what cannot be; the text is for the user."""
+
+
+@dataclass(slots=True)
+class SerialInput:
+    """A serial line of the machine, as what takes a terminal's bytes; it survives restarts of the machine."""
+
+    machine: Machine
+    index: int
+
+    def feed(self, data: bytes) -> None:
+        """Send to the guest."""
+        self.machine.feed_serial(self.index, data)
+
+    @property
+    def queued_bytes(self) -> int:
+        """What the guest has not read yet."""
+        return self.machine.serial_queued_bytes(self.index)
+
+
+def say(line: str) -> None:
+    """One line for the user, on standard error."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out `trapgate run`; returns the exit status."""
+    return run_machine(options, wait=options.wait)
+
+
+def run_machine(
+    options: argparse.Namespace,
+    *,
+    wait: bool,
+    default_listen: Address = DEFAULT_ADDRESS,
+    accompany: Accompany | None = None,
+) -> int:
+    """Run a machine as the options say, until its end.
+
+    Args:
+        options: from the parser.
+        wait: the guest waits for a debugger.
+        default_listen: where gdb connects if the options do not say.
+        accompany: a task beside the server (gdb, for one); when it returns, the run is over.
+    """
+    with ExitStack() as stack:
+        lines = stack.enter_context(Lines(say))
+        try:
+            target = build_target(options, lines, stack)
+            address = _listen_address(options, default_listen, needed=wait)
+            end = trio.run(_serve, target, lines, options, wait, address, accompany)
+        except (UsageError, ImageError, SinkError, ListenError, MemorySizeError) as error:
+            say(f"trapgate: {error}")
+            return USAGE_STATUS
+        except KeyboardInterrupt:
+            return INTERRUPTED_STATUS
+        if options.json_stats:
+            _write_statistics(options.json_stats, target.machine, end)
+        return end.status
+
+
+def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) -> GuestTarget:
+    """Build the machine that the options describe, stopped before its first instruction.
+
+    Raises:
+        UsageError, ImageError, SinkError, MemorySizeError: it cannot be.
+    """
+    if options.image and options.kernel:
+        raise UsageError(f"two images, {options.image} and {options.kernel}")
+    if len(options.serial) > len(_LINE_NAMES):
+        raise UsageError("there are two serial ports, COM1 and COM2")
+    if options.trap_backend or options.paging:
+        raise UsageError("--trap-backend and --paging are for --vmm trap, which is not built yet")
+    image = options.image or options.kernel
+    symbols = None
+    if image is None:
+        image, symbols = images.path("demo"), images.symbols_path("demo")
+    loading = LoadOptions(
+        ram_bytes=options.memory,
+        command_line=options.append or "",
+        modules=parse_modules(options.initrd) if options.initrd else (),
+    )
+    sinks = [*options.serial, *[Sink("stdio"), Sink("none")][len(options.serial) :]]
+    serial = [lines.open(name, sink, takes_input=True) for name, sink in zip(_LINE_NAMES, sinks, strict=True)]
+    board = BoardOptions(
+        serial=(serial[0], serial[1]),
+        debugcon=lines.open("debugcon", options.debugcon),
+        debug_exit_port=options.debug_exit,
+        start_date=_parse_date(options.rtc),
+    )
+    try:
+        machine = Machine(
+            MachineOptions(image=image, loading=loading, board=board, ns_per_insn=options.ns_per_insn, symbols=symbols),
+            ENGINES,
+            options.vmm,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    stack.callback(machine.close)
+    target = GuestTarget(machine)
+    target.end_icount = options.max_insns
+    return target
+
+
+def _parse_date(text: str | None) -> datetime:
+    if text is None:
+        return START_DATE
+    try:
+        date = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"--rtc {text}: not a date such as 2006-10-21T12:00:00") from None
+    return date.replace(tzinfo=None)
+
+
+def _listen_address(options: argparse.Namespace, default: Address, *, needed: bool) -> Address | None:
+    if options.gdb is None:
+        return DEFAULT_ADDRESS if options.gdb_default else default
+    if options.gdb_default:
+        raise UsageError("-s and --gdb both say where gdb connects")
+    address: Address | None = options.gdb.address
+    if address is None and needed:
+        raise UsageError("the guest waits for a debugger, and with --gdb none there can be none")
+    return address
+
+
+async def _serve(
+    target: GuestTarget,
+    lines: Lines,
+    options: argparse.Namespace,
+    wait: bool,
+    address: Address | None,
+    accompany: Accompany | None,
+) -> End:
+    server = Server(target, say if options.verbose else lambda _line: None)
+    receivers = {name: SerialInput(target.machine, index) for index, name in enumerate(_LINE_NAMES)}
+    listeners = [] if address is None else [await listen(say, address.host, address.port)]
+    tasks = lines.tasks(dict(receivers), server.wake)
+    ends: list[End] = []
+    async with trio.open_nursery() as nursery:
+
+        async def watch_signals() -> None:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+        async def go_along() -> None:
+            if accompany is not None:
+                await accompany(listeners[0], target.machine)
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch_signals)
+        nursery.start_soon(go_along)
+        ends.append(await server.serve(listeners, start=not wait, tasks=tasks))
+        if accompany is None:
+            nursery.cancel_scope.cancel()
+    if target.unseen_text:
+        say(f"trapgate: {target.unseen_text.rstrip()}")
+    return ends[0] if ends else End(EndKind.KILLED, TERMINATED_STATUS if accompany is None else 0)
+
+
+def _write_statistics(path: str, machine: Machine, end: End) -> None:
+    record = {"end": end.kind.name.lower(), "status": end.status, "statistics": machine.statistics()}
+    try:
+        Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        say(f"trapgate: cannot write {path}: {error.strerror}")

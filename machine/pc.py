@@ -1,0 +1,225 @@
+"""The whole PC: memory, CPU, board, firmware and image, put together, reset, restarted, and run by one of its engines.
+
+It must not know any engine, debugger or command line: engines come as factories, options as values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+
+from machine.alu import Alu, build_alu
+from machine.bios import Caller, Firmware, rom
+from machine.clock import Clock
+from machine.cpu import Cpu
+from machine.debug import DebugControl
+from machine.devices.board import Board, BoardOptions
+from machine.disk import Disk, Media
+from machine.engine import Engine
+from machine.lines import CpuLines
+from machine.loaders.detection import load
+from machine.loaders.image import LoadedImage, LoadOptions, c_string
+from machine.memory import PhysicalMemory
+
+EngineFactory = Callable[["Machine"], Engine]
+
+_FLOPPY_144 = 4  # CMOS drive type
+_FIRST_FLOPPY = 0x00
+_FIRST_HARD_DISK = 0x80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineOptions:
+    """What makes one PC differ from another.
+
+    Attributes:
+        image: what to boot: a file's path, or its bytes.
+        loading: RAM size, command line, modules and what else decides how the image is loaded.
+        board: where serial bytes go and the like; drives and command line are filled in from the image.
+        ns_per_insn: virtual nanoseconds that an instruction takes.
+        symbols: file with symbols for a debugger; None: the image itself, if it is an ELF file.
+    """
+
+    image: str | PathLike[str] | bytes
+    loading: LoadOptions = field(default_factory=LoadOptions)
+    board: BoardOptions = field(default_factory=BoardOptions)
+    ns_per_insn: int = 1
+    symbols: Path | None = None
+
+
+class Machine:
+    """One PC, from power-on on.
+
+    Attributes:
+        options: what it was made from.
+        debug: what a debugger wants; it outlives restarts.
+        image: the loaded image.
+        memory, clock, lines, board, cpu, firmware: the parts; new ones after each `restart`.
+        engine: what runs the CPU.
+        resets: how often RESET was pulled since power-on.
+    """
+
+    image: LoadedImage
+    memory: PhysicalMemory
+    clock: Clock
+    lines: CpuLines
+    board: Board
+    cpu: Cpu
+    firmware: Firmware
+    engine: Engine
+
+    def __init__(
+        self, options: MachineOptions, engines: Mapping[str, EngineFactory], engine: str, alu: Alu | None = None
+    ) -> None:
+        """Put the machine together and stop before the first instruction.
+
+        Args:
+            options: what to build.
+            engines: by name, what makes an engine for this machine.
+            engine: name of the one that runs the CPU.
+            alu: arithmetic with the undefined flags that the guest is to see; None: those of a fixed model.
+
+        Raises:
+            ImageError: the image cannot be loaded.
+            MemorySizeError, ValueError: the options make no PC.
+            KeyError: there is no such engine.
+        """
+        self.options = options
+        self.debug = DebugControl()
+        self._factories = dict(engines)
+        self._alu = alu or build_alu()
+        self._power_on(load(options.image, options.loading), self._factories[engine])
+
+    def _power_on(self, image: LoadedImage, factory: EngineFactory) -> None:
+        options = self.options
+        self.image = image
+        self.clock = Clock(options.ns_per_insn)
+        self.lines = CpuLines()
+        self.memory = PhysicalMemory(options.loading.ram_bytes)
+        self.memory.map_rom(rom())
+        self.board = Board(self.clock, self.lines, self.memory, _board_options(options, image))
+        self.cpu = Cpu(self.memory, self.board.ports, self.lines, self.clock, self._alu)
+        caller = Caller(self.cpu.state, self.memory)
+        self.firmware = Firmware(caller, self.memory, self.board.ports, _drives(image.disk))
+        self.resets = 0
+        self._boot()
+        self.engine = factory(self)
+        self.engine.enter()
+
+    def _boot(self) -> None:
+        """From RESET to the image's first instruction; a disk image is left to the BIOS."""
+        self.cpu.reset()
+        if self.image.disk is None:
+            self.firmware.self_test()
+            self.image.install(self.cpu.state, self.memory)
+            self.cpu.set_cpl(0)
+            self.cpu.mmu.flush()
+
+    def reset(self) -> None:
+        """Pull RESET, as the reset button does: CPU and chips start again, RAM and time go on.
+
+        The image is loaded again, over what RAM holds; a disk image is booted by the BIOS, with the guest's writes.
+        """
+        self.lines.reset()
+        self.board.reset()
+        self._boot()
+        self.cpu.state.tsc_offset = -self.clock.now_ns & 0xFFFF_FFFF_FFFF_FFFF
+        self.resets += 1
+
+    def restart(self) -> None:
+        """Switch off and on: the image is read from its file again, and everything is as it was at the first start.
+
+        Raises:
+            ImageError: the image cannot be loaded any more; the machine is as it was.
+        """
+        image = load(self.options.image, self.options.loading)
+        factory = self._factories[self.engine.name]
+        self.close()
+        self._power_on(image, factory)
+
+    def close(self) -> None:
+        """Give memory and files back to the host."""
+        self.engine.leave()
+        self.memory.close()
+        if self.image.disk is not None:
+            self.image.disk.close()
+
+    # Engines.
+
+    @property
+    def engine_names(self) -> tuple[str, ...]:
+        """The engines that `select_engine` knows."""
+        return tuple(self._factories)
+
+    def select_engine(self, name: str) -> None:
+        """Let another engine run the CPU from here on; KeyError if there is none of this name."""
+        factory = self._factories[name]
+        if name == self.engine.name:
+            return
+        self.engine.leave()
+        self.engine = factory(self)
+        self.engine.enter()
+
+    def statistics(self) -> dict[str, int | float | str]:
+        """What the engine has counted, with the machine's own counters."""
+        clock = self.clock
+        return {
+            "engine": self.engine.name,
+            "icount": clock.icount,
+            "virtual ns": clock.now_ns,
+            "virtual ns in HLT": clock.idle_ns,
+            "resets": self.resets,
+            **self.engine.statistics(),
+        }
+
+    # What comes in from outside, at the icount of now.
+
+    def feed_serial(self, index: int, data: bytes) -> None:
+        """Send bytes to COM1 (index 0) or COM2 (1), as a terminal there would."""
+        (self.board.com1, self.board.com2)[index].receive(data)
+
+    def serial_queued_bytes(self, index: int) -> int:
+        """How many of those bytes the guest has not read yet."""
+        return (self.board.com1, self.board.com2)[index].queued_bytes
+
+    def type_text(self, text: str) -> None:
+        """Type on the keyboard; ValueError for a character that has no key."""
+        self.board.keyboard.type_text(text)
+
+    def press_keys(self, codes: bytes) -> None:
+        """Inject scan codes of set 2, with F0h before those of a released key."""
+        self.board.keyboard.press(codes)
+
+    @property
+    def symbol_file(self) -> Path | None:
+        """The absolute path of a file with symbols of the guest; None if there is none."""
+        if self.options.symbols is not None:
+            return self.options.symbols.absolute()
+        if isinstance(self.options.image, bytes) or self.image.disk is not None:
+            return None
+        path = Path(self.options.image)
+        try:
+            with path.open("rb") as file:
+                is_elf = file.read(4) == b"\x7fELF"
+        except (OSError, ValueError):
+            return None
+        return path.absolute() if is_elf else None
+
+
+def _board_options(options: MachineOptions, image: LoadedImage) -> BoardOptions:
+    disk = image.disk
+    command_line = c_string(options.loading.command_line) if options.loading.command_line else None
+    board = replace(options.board, command_line=command_line)
+    if disk is None:
+        return board
+    if disk.media is Media.FLOPPY:
+        return replace(board, floppy_types=(_FLOPPY_144,))
+    return replace(board, disks=(disk,))
+
+
+def _drives(disk: Disk | None) -> dict[int, Disk]:
+    if disk is None:
+        return {}
+    return {_FIRST_FLOPPY if disk.media is Media.FLOPPY else _FIRST_HARD_DISK: disk}

@@ -1,0 +1,84 @@
+"""The benchmarks by name: each yields progress and results, and measures what a user would wait for.
+
+How they are shown is the command line's business; what is compared is run in the same session on the same host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+
+from guests import images
+from machine.debug import StopKind
+from machine.loaders.image import LoadOptions
+from machine.pc import Machine, MachineOptions
+from vmm.interp import Interpreter
+
+KERNELS = ("sieve", "crc32", "fib", "matrix", "memory", "calls", "sort", "lz")
+_WARM_UP_INSNS = 300_000
+_MEASURED_INSNS = 2_000_000
+_SLICE_INSNS = 100_000
+
+
+class BenchmarkError(Exception):
+    """A benchmark cannot be run here; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a benchmark is, from 0 to 1, and what it does now."""
+
+    fraction: float
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One figure."""
+
+    name: str
+    value: float
+    unit: str
+
+
+Benchmark = Callable[[], Iterator[Progress | Result]]
+
+
+def interp_speed() -> Iterator[Progress | Result]:
+    """Thousand guest instructions a second of the reference engine, on each compute kernel and on the demo kernel."""
+    rates = []
+    for number, kernel in enumerate(KERNELS):
+        yield Progress(number / (len(KERNELS) + 1), kernel)
+        rate = measure_rate("bench", f"{kernel}=1000000")
+        rates.append(rate)
+        yield Result(f"interp {kernel}", rate / 1000, "k insn/s")
+    yield Progress(len(KERNELS) / (len(KERNELS) + 1), "demo kernel")
+    yield Result("interp demo kernel", measure_rate("demo", "quiet") / 1000, "k insn/s")
+    mean = 1.0
+    for rate in rates:
+        mean *= rate ** (1 / len(rates))
+    yield Result("interp, geometric mean of the kernels", mean / 1000, "k insn/s")
+
+
+def measure_rate(image: str, command_line: str) -> float:
+    """Instructions a second of a run that does not end before some millions."""
+    options = MachineOptions(image=images.path(image), loading=LoadOptions(command_line=command_line))
+    machine = Machine(options, {"interp": lambda pc: Interpreter(pc.cpu, pc.debug)}, "interp")
+    try:
+        _run(machine, _WARM_UP_INSNS)
+        begun_s, begun_insns = perf_counter(), machine.clock.icount
+        _run(machine, begun_insns + _MEASURED_INSNS)
+        return (machine.clock.icount - begun_insns) / (perf_counter() - begun_s)
+    finally:
+        machine.close()
+
+
+def _run(machine: Machine, until_icount: int) -> None:
+    while machine.clock.icount < until_icount:
+        stop = machine.engine.run(min(until_icount, machine.clock.icount + _SLICE_INSNS))
+        if stop.kind is not StopKind.BUDGET:
+            raise BenchmarkError(f"the guest stopped after {machine.clock.icount} instructions: {stop.kind.name}")
+
+
+BENCHMARKS: dict[str, Benchmark] = {"interp": interp_speed}
