@@ -211,10 +211,9 @@ class ToyTarget:
         if outcome is not None:
             return outcome
         self.registers[ICOUNT] = self.get(ICOUNT) + 1
-        if self._touched is not None:
-            stop = self._check_watches(*self._touched)
-            if stop is not None:
-                return stop
+        stop = self._check_watches()
+        if stop is not None:
+            return stop
         if action.mode is ResumeMode.STEP:
             return StopEvent(StopReason.STEP)
         if action.mode is ResumeMode.RANGE_STEP and not action.range_start <= self.get(EIP) < action.range_end:
@@ -234,7 +233,10 @@ class ToyTarget:
                     break
         return verdict, reason
 
-    def _check_watches(self, touched: int, wrote: bool) -> StopEvent | None:
+    def _check_watches(self) -> StopEvent | None:
+        if self._touched is None:
+            return None
+        touched, wrote = self._touched
         reasons = {
             BreakpointKind.WRITE: StopReason.WATCH,
             BreakpointKind.READ: StopReason.RWATCH,
