@@ -8,14 +8,12 @@ Source: SDM Vol. 1 appendix A, "EFLAGS Cross-Reference", and the instruction pag
 
 from __future__ import annotations
 
-import random
-import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Final, Protocol
 
-from machine.flags import AF, CF, OF, PF, SF, STATUS_MASK, ZF
+from machine.flags import AF, CF, OF, PF, SF, ZF
+from machine.undefinedprobes import Operands, probes
 from machine.undefinedrules import RULES, Outcome
 
 RESULT: Final = 0
@@ -23,9 +21,6 @@ RESULT: Final = 0
 
 HOST: Final = "host"
 """The rule of last resort: ask the host's CPU for each execution."""
-
-Operands = tuple[int, int, int, int]
-"""a, b, c (0 where the operation has fewer) and EFLAGS."""
 
 Key = tuple[str, int, str, int]
 """Operation, width in bits, condition of the spot, flag or RESULT."""
@@ -116,7 +111,7 @@ def _scans_nothing(_width: int, _a: int, b: int, _c: int) -> bool:
 
 _PLAIN: Final = ("unchanged", "clear", "set")
 _SHIFT_OVERFLOW: Final = (
-    "carry differs from sign", "top bits differ", "sign changed", "left overflow", "unchanged", "clear", "set",
+    "carry differs from sign", "top bits differ", "sign changed", "unchanged", "clear", "set",
 )  # fmt: skip
 
 
@@ -326,40 +321,6 @@ INTEL_P6: Final = _intel_p6()
 
 PROFILES: Final[Mapping[str, UndefinedFlags]] = {"amd-zen5": AMD_ZEN5, "intel-p6": INTEL_P6}
 """Known models by the name that a user types."""
-
-PROBES_PER_OPERATION: Final = 16
-
-# Shift counts that meet every condition at every width.
-_COUNTS: Final = (2, 3, 5, 7, 8, 9, 16, 10, 12, 15, 17, 18, 20, 24, 27, 31)
-
-
-@cache
-def probes(operation: str, width: int) -> tuple[Operands, ...]:
-    """Operands that tell the candidate rules of an operation apart; without #DE, and the same on every call."""
-    words = struct.iter_unpack("<3I", random.Random(f"{operation} {width}").randbytes(12 * PROBES_PER_OPERATION))
-    mask = (1 << width) - 1
-    cases = []
-    for number, (a, b, c) in enumerate(words):
-        a, b, c = a & mask, b & mask, c & mask
-        count = _COUNTS[number % len(_COUNTS)]
-        if operation in ("rol", "ror", "rcl", "rcr", "shl", "shr", "sar"):
-            b = count
-        elif operation in ("shld", "shrd"):
-            c = count
-        elif operation in ("bsf", "bsr"):
-            b = b >> a % width if number & 2 else 0
-        elif operation in ("bt", "bts", "btr", "btc"):
-            b %= width
-        elif operation in ("aam", "aad"):
-            b = 10
-        elif operation in ("div", "idiv"):
-            # A quotient of half the width always fits, signed or not.
-            b = b >> 2 | 1
-            a = b * (a >> width // 2 + 1) + c % b
-        elif number & 4:
-            b >>= width - 3  # small operands: zeros, short carries, high halves that are 0
-        cases.append((a, b, c, STATUS_MASK if number & 1 else 0))
-    return tuple(cases)
 
 
 def measure(host: AluHost) -> UndefinedFlags:

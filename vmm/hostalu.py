@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final
 
-from vmm.hostcpu import EFLAGS_WORD, WORDS_PER_STATE, HostCpu
-
-Case = tuple[int, int, int, int]
-"""Operands a, b, c (0 where the operation has fewer) and EFLAGS."""
+from machine.alu import Alu, build_alu
+from machine.undefined import AMD_ZEN5, PROFILES, SPOTS, measure
+from machine.undefinedprobes import Operands
+from vmm.hostcpu import EFLAGS_WORD, WORDS_PER_STATE, HostCpu, HostCpuError
 
 _MASK32: Final = 0xFFFF_FFFF
 EAX, ECX, EDX, EBX, ESI, EDI = 0, 1, 2, 3, 6, 7
@@ -217,7 +217,7 @@ class HostAlu:
         encoding = ENCODINGS.get((operation, width))
         return encoding is not None and (self._cpu.has_legacy_mode or not encoding.legacy)
 
-    def results(self, operation: str, width: int, cases: Sequence[Case]) -> list[tuple[int, int]]:
+    def results(self, operation: str, width: int, cases: Sequence[Operands]) -> list[tuple[int, int]]:
         """Result and EFLAGS of each case; of EFLAGS the status flags are loaded, and bit 1 and IF come out set.
 
         Raises:
@@ -237,7 +237,7 @@ class HostAlu:
             results += self._run(encoding, code, tuple(same))
         return results
 
-    def _run(self, encoding: Encoding, code: bytes, cases: Sequence[Case]) -> list[tuple[int, int]]:
+    def _run(self, encoding: Encoding, code: bytes, cases: Sequence[Operands]) -> list[tuple[int, int]]:
         place, result = encoding.place, encoding.result
         states = array("I")
         for a, b, c, eflags in cases:
@@ -249,3 +249,23 @@ class HostAlu:
             (result(words[i : i + WORDS_PER_STATE]), words[i + EFLAGS_WORD])
             for i in range(0, len(words), WORDS_PER_STATE)
         ]
+
+
+def choose_alu(model: str = "host") -> Alu:
+    """The ALU for a run.
+
+    Args:
+        model: "host" for the undefined flags of this machine's CPU, measured now, or a name in
+            `machine.undefined.PROFILES`. Where there is nothing to measure on (no x86-64 Linux), "host" is AMD_ZEN5,
+            and `Alu.profile.unprobed` names every operation.
+
+    Raises:
+        KeyError: no such model.
+    """
+    if model != "host":
+        return build_alu(PROFILES[model])
+    try:
+        host = HostAlu(HostCpu())
+    except HostCpuError:
+        return build_alu(replace(AMD_ZEN5, unprobed=tuple(SPOTS)))
+    return build_alu(measure(host), host)

@@ -7,7 +7,7 @@ from itertools import product
 
 from machine.alu import BINARY, TERNARY, UNARY, Alu
 from machine.flags import AF, CF, OF, PF, SF, STATUS_MASK, ZF
-from machine.undefined import Operands
+from machine.undefinedprobes import Operands
 
 SHIFTS = ("rol", "ror", "rcl", "rcr", "shl", "shr", "sar")
 DOUBLE_SHIFTS = ("shld", "shrd")

@@ -10,7 +10,8 @@ import pytest
 from machine.alu import Alu, build_alu
 from machine.faults import GuestFault, Vector
 from machine.flags import STATUS_MASK
-from machine.undefined import Operands, measure
+from machine.undefined import measure
+from machine.undefinedprobes import Operands
 from tests.machine.alu_cases import OPERATIONS, cases, run
 from tests.oracles.host import require_host_alu
 from vmm.hostalu import ENCODINGS, HostAlu
