@@ -101,7 +101,7 @@ void page_map(uint32_t directory, uint32_t linear, uint32_t physical, uint32_t f
 static inline void *direct(uint32_t physical) { return (void *)(physical + KERNEL_BASE); }
 
 /* tasks.c */
-#define TASKS 16
+#define TASKS 8
 #define STATUS_KILLED 128
 extern struct task tasks[TASKS];
 extern struct task *current;

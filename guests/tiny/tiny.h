@@ -83,11 +83,14 @@ gdt_register:
         movl    %eax, %ss
         .endm
 
-/* Load an IDT of `gates` gates, none of them present. */
+/* Load an IDT of `gates` interrupt gates, none of them present. (A gate of zeros would have no valid type, which is found
+   first: #GP instead of #NP.) */
         .macro  LOAD_IDT gates
         .pushsection .data
         .balign 8
-idt:    .skip   8 * \gates
+idt:    .rept   \gates
+        .long   0, 0x00000E00
+        .endr
 idt_register:
         .word   8 * \gates - 1
         .long   idt

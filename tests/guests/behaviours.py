@@ -1,0 +1,86 @@
+"""What each image does, as rows that a test runs against an image file: the shipped one, or one built just now."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.guests import qemu
+
+DEBUG_EXIT = 2  # QEMU ends with twice the guest's status, plus one
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """One run of the image `name`.
+
+    Attributes:
+        append: its command line, or for a disk image the interface of its drive.
+        serial: a regular expression that all of its output must match.
+        status: QEMU's exit status; None if it never ends, and is stopped after its output.
+    """
+
+    name: str
+    append: str
+    serial: str
+    status: int | None
+
+    def check(self, image: Path) -> None:
+        """Run `image` and compare."""
+        disk = image.suffix == ".img"
+        arguments = qemu.drive(image, self.append) if disk else qemu.kernel(image, self.append)
+        if self.status is None:
+            assert re.fullmatch(self.serial, qemu.run_until(arguments, self.serial.splitlines()[-1])) is not None
+            return
+        outcome = qemu.run(arguments)
+        assert re.fullmatch(self.serial, outcome.serial, re.DOTALL), outcome.serial
+        assert outcome.status == self.status
+
+
+_E820 = r"(e820 [0-9a-f]{16} \+ [0-9a-f]{16} type 0[12]\n){4,}"
+_BENCH_SUMS = {
+    "sieve": "d8b8d73b",
+    "crc32": "d1df4327",
+    "fib": "00001a6d",
+    "matrix": "0c398d64",
+    "memory": "2dd81fc2",
+    "calls": "99b75f68",
+    "sort": "aaa42b4a",
+    "lz": "0b48ad63",
+}
+_BENCH_ONCE = "".join(f"start {name}\n{name} 1 {checksum}\n" for name, checksum in _BENCH_SUMS.items())
+
+BEHAVIOURS = (
+    Behaviour(
+        "demo",
+        "run=echo hello;pgfault;poweroff",
+        r"trapgate demo kernel: \d+ KiB RAM, 100 Hz, system calls by int 80h and sysenter\n"
+        r"demo> echo hello\nhello\n"
+        r"demo> pgfault\npid 4 \(crash\) killed: page fault at 00c[0-9a-f]{5}, write to 00000010, not present\n"
+        r"status 142\ndemo> poweroff\n",
+        0,
+    ),
+    Behaviour(
+        "boot",
+        "floppy",
+        r"(.*\n)?trapgate boot guest\ndrive 00\nchs: read\nheads 02 sectors 12\nlba: not supported\n"
+        rf"base memory KiB 027[0-9a-f]\n{_E820}a20: open\nentering protected mode\nprotected mode\n",
+        0,
+    ),
+    Behaviour(
+        "boot",
+        "ide",
+        r"(.*\n)?trapgate boot guest\ndrive 80\nchs: read\nheads [0-9a-f]{2} sectors 3f\nlba: same\n"
+        rf"base memory KiB 027[0-9a-f]\n{_E820}a20: open\nentering protected mode\nprotected mode\n",
+        0,
+    ),
+    Behaviour("bench", "", f"{_BENCH_ONCE}done\n", 0),
+    Behaviour("tiny-triple", "", "triple\n", 0),
+    Behaviour("tiny-hlt", "", r"\.{10}\n", 10 * DEBUG_EXIT + 1),
+    Behaviour("tiny-loop", "", "loop\n", None),
+    Behaviour("tiny-exit", "", "exit\n", 21 * DEBUG_EXIT + 1),
+    Behaviour("tiny-exit", "status=9 77 3", "exit\n", 77 * DEBUG_EXIT + 1),
+    Behaviour("tiny-selfmod", "", "abcde selfmod\n", 1),
+    Behaviour("tiny-stepper", "", "stepper\n", 0x15 * DEBUG_EXIT + 1),
+)
