@@ -21,6 +21,8 @@ class Engine(Protocol):
     def run(self, until_icount: int, *, skip_breakpoint: bool = False, deliver_caught: bool = False) -> Stop:
         """Execute until `Clock.icount` reaches `until_icount` exactly, or something stops it.
 
+        What is due at that icount (events, interrupts) is left to the next call.
+
         Args:
             until_icount: HLT lets virtual time pass without retiring instructions, so the return may come earlier: a
                 stint that waited in HLT for a device returns with `StopKind.BUDGET` after some events.

@@ -85,10 +85,8 @@ class Interpreter:
         self._deliver_caught = deliver_caught
         self._cpu.single_iterations = False
         clock, state = self._cpu.clock, self._cpu.state
-        while True:
+        while clock.icount < until_icount and self._patience >= 0:
             stop = self._attend()
-            if stop is None and (clock.icount >= until_icount or self._patience < 0):
-                stop = _BUDGET
             if stop is None:
                 if state.eflags & (TF | RF) or state.shadow or state.dr[7] & DR7_ENABLED or self._watching:
                     stop = self._execute_one(check_breakpoints=not skip_breakpoint)
@@ -99,6 +97,7 @@ class Interpreter:
                 skip_breakpoint = False
             if stop is not None:
                 return stop
+        return _BUDGET
 
     def step(self, *, deliver_caught: bool = False) -> Stop:
         """Execute one instruction: see `Engine.step`."""

@@ -412,7 +412,7 @@ def build_cmpxchg(cpu: Cpu, instruction: Instruction) -> Operation:
 
 def build_cmpxchg8b(cpu: Cpu, instruction: Instruction) -> Operation:
     """CMPXCHG8B: memory is written in either case."""
-    compute, state, mmu = cpu.alu.ternary["cmpxchg8b"][32], cpu.state, cpu.mmu
+    compute, state, mmu = cpu.alu.ternary["cmpxchg8b"][64], cpu.state, cpu.mmu
     gpr = state.gpr
     segment, offset = address(cpu, instruction)
 

@@ -1,0 +1,98 @@
+"""A CPU with memory and an empty port bus, in flat 32-bit mode or in real mode, for tests of engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from machine.alu import build_alu
+from machine.clock import Clock
+from machine.cpu import Cpu
+from machine.debug import DebugControl, Stop, StopKind
+from machine.lines import CpuLines
+from machine.memory import PhysicalMemory
+from machine.ports import PortBus
+from machine.state import CR0_PE, CS, ESP, MASK32, SEG_DB, SEG_G, CpuState
+from tests.oracles.assembler import assemble
+from vmm.interp import Interpreter
+
+ORIGIN = 0x1000
+STACK_TOP = 0x8000
+IDT_BASE = 0x9000
+GDT_BASE = 0xA000
+HANDLERS = 0xB000
+HANDLER_BYTES = 16
+CODE_SELECTOR = 0x08
+DATA_SELECTOR = 0x10
+
+_CODE = 0x9B | SEG_DB | SEG_G
+_DATA = 0x93 | SEG_DB | SEG_G
+
+
+@dataclass(slots=True)
+class Bare:
+    """The parts, and an `Interpreter` that has been entered."""
+
+    memory: PhysicalMemory = field(default_factory=lambda: PhysicalMemory(4 << 20))
+    ports: PortBus = field(default_factory=PortBus)
+    lines: CpuLines = field(default_factory=CpuLines)
+    clock: Clock = field(default_factory=Clock)
+    debug: DebugControl = field(default_factory=DebugControl)
+    cpu: Cpu = field(init=False)
+    engine: Interpreter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cpu = Cpu(self.memory, self.ports, self.lines, self.clock, build_alu())
+        self.engine = Interpreter(self.cpu, self.debug)
+        self.engine.enter()
+
+    @property
+    def state(self) -> CpuState:
+        return self.cpu.state
+
+    def run(self, insns: int) -> Stop:
+        """Run to `insns` more retired instructions, or to what stops before."""
+        until = self.clock.icount + insns
+        while True:
+            stop = self.engine.run(until)
+            if stop.kind is not StopKind.BUDGET or self.clock.icount >= until:
+                return stop
+
+
+def flat(source: str) -> Bare:
+    """`source` at ORIGIN in flat protected mode at CPL 0, with an IDT whose handlers are `hlt`.
+
+    The handler of vector n is at HANDLERS + n * HANDLER_BYTES.
+    """
+    bare = Bare()
+    state, memory = bare.state, bare.memory
+    state.cr0 |= CR0_PE
+    for number, segment in enumerate(state.segments):
+        segment.load(CODE_SELECTOR if number == CS else DATA_SELECTOR, 0, MASK32, _CODE if number == CS else _DATA)
+    memory.write(GDT_BASE, bytes(8) + bytes.fromhex("ffff0000009bcf00 ffff00000093cf00"))
+    state.gdtr.base, state.gdtr.limit = GDT_BASE, 0x17
+    for vector in range(256):
+        handler = HANDLERS + vector * HANDLER_BYTES
+        gate = (handler & 0xFFFF) | CODE_SELECTOR << 16 | 0x8E00 << 32 | (handler >> 16) << 48
+        memory.write(IDT_BASE + 8 * vector, gate.to_bytes(8, "little"))
+        memory.write(handler, b"\xf4")
+    state.idtr.base, state.idtr.limit = IDT_BASE, 0x7FF
+    state.gpr[ESP] = STACK_TOP
+    state.eip = ORIGIN
+    memory.write(ORIGIN, assemble(source, origin=ORIGIN))
+    return bare
+
+
+def handler_of(vector: int) -> int:
+    """Where `flat` puts the handler of a vector."""
+    return HANDLERS + vector * HANDLER_BYTES
+
+
+def real(source: str) -> Bare:
+    """`source` at 0:ORIGIN in real mode."""
+    bare = Bare()
+    for segment in bare.state.segments:
+        segment.load(0, 0, 0xFFFF, 0x93)
+    bare.state.gpr[ESP] = STACK_TOP
+    bare.state.eip = ORIGIN
+    bare.memory.write(ORIGIN, assemble(source, bits=16, origin=ORIGIN))
+    return bare
