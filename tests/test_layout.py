@@ -1,6 +1,8 @@
 """Keeps the rules of who may import whom, and of what a file in this repository may hold, by reading the sources."""
 
 import ast
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,8 +95,14 @@ def modules(package: str) -> list[Path]:
 
 
 def tracked_files() -> list[Path]:
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    paths = [ROOT / name for name in listing.decode().split("\0") if name]
+    """Return the files that git tracks; in an unpacked archive, all that are not hidden or built."""
+    git = shutil.which("git")
+    if git is not None and ROOT.joinpath(".git").exists():
+        listing = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+        paths = [ROOT / name for name in listing.decode().split("\0") if name]
+    else:
+        generated = re.compile(r"/\.|/__pycache__/|\.egg-info/|/(build|dist)/")
+        paths = [path for path in ROOT.rglob("*") if not generated.search(f"/{path.relative_to(ROOT).as_posix()}")]
     return [path for path in paths if path.is_file()]
 
 

@@ -74,15 +74,27 @@ install_python_packages() {
         die "pip could not install trapgate$extras"
 }
 
+# The gdb from PyPI loads the shared libpython of the interpreter that the venv was made with.
+check_pypi_gdb() {
+    "$venv/bin/gdb" -nx --version >/dev/null 2>&1 && return
+    command -v apt-get >/dev/null && install_debian libpython3.11
+    "$venv/bin/gdb" -nx --version >/dev/null 2>&1 ||
+        die "the gdb from PyPI does not start: remove $venv and set PYTHON to an interpreter with a shared libpython"
+}
+
 case $purpose in
     run)
         install_python_packages ""
         # A gdb is all that `make run` needs besides. Without Debian's, the one from PyPI needs no root.
-        command -v gdb >/dev/null || install_python_packages "[gdb]"
+        if ! command -v gdb >/dev/null; then
+            install_python_packages "[gdb]"
+            check_pypi_gdb
+        fi
         ;;
     test)
         install_test_tools
         install_python_packages "[test]"
+        check_pypi_gdb
         ;;
     fuzz)
         install_python_packages "[test,fuzz]"
