@@ -20,6 +20,7 @@ from gdbstub.target import StintEnd, Target
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 1234
 MAX_CLIENTS = 8
+_LAST_PORT = 0xFFFF
 RECEIVE_BYTES = 0x20000
 SEND_BYTES = 0x10000
 # A client that takes nothing of what was sent for this long is dropped.
@@ -264,12 +265,14 @@ async def listen(
         port: 0 picks a free one.
 
     Raises:
-        ListenError: the port is taken, or the address is not ours.
+        ListenError: the port is taken or is none, or the address is not ours.
     """
+    if not 0 <= port <= _LAST_PORT:
+        raise ListenError(f"cannot listen on {host}:{port}: ports go up to {_LAST_PORT}")
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
-    except (OSError, OverflowError) as error:
-        reason = "the port is in use" if _is_taken(error) else str(error)
+    except OSError as error:
+        reason = "the port is in use" if error.errno == errno.EADDRINUSE else str(error)
         raise ListenError(f"cannot listen on {host}:{port}: {reason}") from error
     # A name may have several addresses, with port 0 each with a port of its own: one line, one socket, IPv4 first.
     listeners.sort(key=lambda listener: listener.socket.family != socket.AF_INET)
@@ -281,10 +284,6 @@ async def listen(
     shown_host = f"[{address[0]}]" if ":" in address[0] else address[0]
     announce(f"gdb: listening on {shown_host}:{address[1]}")
     return listeners[0]
-
-
-def _is_taken(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno == errno.EADDRINUSE
 
 
 def _peer(stream: trio.abc.Stream) -> str:
