@@ -20,15 +20,17 @@ _EFLAGS_IF = 1 << 9
 
 # Shutdown byte of the CMOS: where to go after a reset by which a 286 left protected mode.
 _SHUTDOWN = 0x0F
+_CMOS_EQUIPMENT = 0x14
 _SHUTDOWN_JUMP_EOI = 0x05
 _SHUTDOWN_JUMP = 0x0A
 
 _EQUIPMENT_FLOPPY = 0x0001
+_EQUIPMENT_FPU = 0x0002
 _EQUIPMENT_80_COLUMNS = 0x0020
 _EQUIPMENT_SERIAL_SHIFT = 9
 _COM_PORTS = (0x3F8, 0x2F8, 0x3E8, 0x2E8)
 _UART_SCRATCH = 7
-_USER_VECTORS = range(0x60, 0x68)
+_USER_VECTORS = (*range(0x60, 0x67), 0x79)
 
 
 def power_on(platform: Platform, frame: CallFrame) -> None:
@@ -91,7 +93,7 @@ def give_up(platform: Platform, _frame: CallFrame) -> None:
 
 
 def _set_vectors(platform: Platform) -> None:
-    table = [bda.ROM_SEGMENT << 16 | bda.ROM_IRET] * 0x78 + [0] * 0x88
+    table = [bda.ROM_SEGMENT << 16 | bda.ROM_IRET] * 256
     for vector in _USER_VECTORS:
         table[vector] = 0
     rom = (bda.ROM_SEGMENT << 4) + bda.ROM_VECTORS
@@ -111,7 +113,10 @@ def _set_data_area(platform: Platform) -> None:
     for index, port in enumerate(ports):
         platform.store(bda.COM_PORTS + 2 * index, 2, port)
     equipment = _EQUIPMENT_80_COLUMNS | len(ports) << _EQUIPMENT_SERIAL_SHIFT
+    equipment |= platform.read_cmos(_CMOS_EQUIPMENT) & _EQUIPMENT_FPU
     if platform.floppies:
+        platform.store(bda.FLOPPY_CONTROLLER, 1, 0x07)
+        platform.store(bda.FLOPPY_MEDIA, 1, 0x17)
         equipment |= _EQUIPMENT_FLOPPY | min(platform.floppies - 1, 3) << 6
     platform.store(bda.EBDA_SEGMENT, 2, EBDA >> 4)
     platform.store(bda.EQUIPMENT, 2, equipment)

@@ -10,19 +10,16 @@ import struct
 from machine.bios import bda
 from machine.bios.frame import CallFrame
 from machine.bios.platform import Platform
-from machine.disk import FLOPPIES, SECTOR_BYTES, Disk, DiskError, Geometry, Media
+from machine.disk import SECTOR_BYTES, Disk, DiskError, Media
 
 OK = 0x00
 BAD_PARAMETER = 0x01
-ADDRESS_MARK_NOT_FOUND = 0x02
-SECTOR_NOT_FOUND = 0x04
 DISK_CHANGED = 0x06
 DMA_BOUNDARY = 0x09
 CONTROLLER_FAILURE = 0x20
-NOT_READY = 0x80
 
 _HARD = 0x80
-_MAX_LBA_SECTORS = 127
+_MAX_CHS_SECTORS = 128
 _EDD_VERSION_1 = 0x01
 _EDD_PACKET_ACCESS = 0x0001
 _PACKET = struct.Struct("<BBHHHQ")
@@ -53,18 +50,17 @@ def _serve(platform: Platform, frame: CallFrame) -> None:
     if function == 0x01:
         _last_status(platform, frame)
         return
-    if function == 0x15:
+    if function == 0x15 and disk is not None:
         _drive_type(frame, disk)
-        return
-    if function == 0x08 and disk is None and frame.dl < _HARD:
-        _no_diskette(platform, frame)
         return
     if disk is None:
         status = BAD_PARAMETER
     elif function in _FUNCTIONS:
         status = _FUNCTIONS[function](platform, frame, disk)
-    elif function in _EXTENSIONS and disk.media is Media.HARD:
-        status = _EXTENSIONS[function](platform, frame, disk)
+    elif function in _HARD_FUNCTIONS and disk.media is Media.HARD:
+        status = _HARD_FUNCTIONS[function](platform, frame, disk)
+    elif function in _FLOPPY_FUNCTIONS and disk.media is Media.FLOPPY:
+        status = _FLOPPY_FUNCTIONS[function](platform, frame, disk)
     else:
         status = BAD_PARAMETER
     platform.store(bda.DISK_STATUS if frame.dl >= _HARD else bda.FLOPPY_STATUS, 1, status)
@@ -82,25 +78,22 @@ def _last_status(platform: Platform, frame: CallFrame) -> None:
     frame.carry = status != OK
 
 
-def _drive_type(frame: CallFrame, disk: Disk | None) -> None:
-    """AH: 0 no drive, 1 diskette, 3 hard disk with its sectors in CX:DX. This is the one call where AH=0 is failure."""
+def _drive_type(frame: CallFrame, disk: Disk) -> None:
+    """AH: 1 diskette without change line, 3 hard disk with its sectors in CX:DX."""
     frame.carry = False
-    if disk is None:
-        frame.ah = 0
-        frame.carry = True
-    elif disk.media is Media.FLOPPY:
+    if disk.media is Media.FLOPPY:
         frame.ah = 1
     else:
         frame.ah = 3
-        sectors = disk.geometry.sector_count
+        geometry = disk.geometry
+        sectors = (_last_cylinder(disk) + 1) * geometry.heads * geometry.sectors
         frame.cx, frame.dx = sectors >> 16, sectors & 0xFFFF
 
 
-def _no_diskette(platform: Platform, frame: CallFrame) -> None:
-    frame.ax = frame.bx = frame.cx = 0
-    frame.es = frame.di = 0
-    frame.dx = platform.floppies
-    frame.fail(BAD_PARAMETER)
+def _last_cylinder(disk: Disk) -> int:
+    """The last cylinder that is told of: hard disks keep one back, which once was for diagnostics."""
+    cylinders = min(disk.geometry.cylinders, 1024)
+    return cylinders - 1 if disk.media is Media.FLOPPY else max(0, cylinders - 2)
 
 
 def _reset(_platform: Platform, _frame: CallFrame, _disk: Disk) -> int:
@@ -108,36 +101,24 @@ def _reset(_platform: Platform, _frame: CallFrame, _disk: Disk) -> int:
 
 
 def _transfer(platform: Platform, frame: CallFrame, disk: Disk) -> int:
-    """02h read, 03h write, 04h verify: AL sectors from CH, CL, DH at ES:BX; AL on return is how many were done."""
+    """02h read, 03h write, 04h verify: AL sectors from CH, CL, DH at ES:BX; AL on return is how many were done.
+
+    A diskette transfer may not cross a 64 KiB boundary, since the DMA controller cannot.
+    """
     function, count = frame.ah, frame.al
     cylinder = frame.ch | (frame.cl & 0xC0) << 2
     lba = disk.geometry.to_lba(cylinder, frame.dh, frame.cl & 0x3F)
-    if count == 0 or (disk.media is Media.HARD and count > 128):
-        frame.al = 0
+    if not 0 < count <= _MAX_CHS_SECTORS or lba is None or lba + count > disk.sector_count:
         return BAD_PARAMETER
-    if lba is None or lba + count > disk.sector_count:
+    linear = (frame.es << 4) + frame.bx
+    crosses = linear >> 16 != (linear + count * SECTOR_BYTES - 1) >> 16
+    if disk.media is Media.FLOPPY and function != 0x04 and crosses:
         frame.al = 0
-        return SECTOR_NOT_FOUND if disk.media is Media.FLOPPY else BAD_PARAMETER
-    if disk.media is Media.FLOPPY:
-        status = _check_diskette(frame, disk.geometry, count)
-        if status != OK:
-            frame.al = 0
-            return status
-    status = _move(platform, disk, function, lba, count, (frame.es << 4) + frame.bx)
+        return DMA_BOUNDARY
+    status = _move(platform, disk, function, lba, count, linear)
     if status != OK:
         frame.al = 0
     return status
-
-
-def _check_diskette(frame: CallFrame, geometry: Geometry, count: int) -> int:
-    """A diskette transfer stays in one cylinder (both heads) and, as the DMA controller does, in one 64 KiB page."""
-    first = (frame.cl & 0x3F) - 1
-    if frame.dh * geometry.sectors + first + count > geometry.heads * geometry.sectors:
-        return SECTOR_NOT_FOUND
-    linear = (frame.es << 4) + frame.bx
-    if frame.ah != 0x04 and linear >> 16 != (linear + count * SECTOR_BYTES - 1) >> 16:
-        return DMA_BOUNDARY
-    return OK
 
 
 def _move(platform: Platform, disk: Disk, function: int, lba: int, count: int, linear: int) -> int:
@@ -154,9 +135,7 @@ def _move(platform: Platform, disk: Disk, function: int, lba: int, count: int, l
 
 
 def _format_track(_platform: Platform, frame: CallFrame, disk: Disk) -> int:
-    """05h on diskettes: the track's sectors are filled with F6h."""
-    if disk.media is not Media.FLOPPY:
-        return BAD_PARAMETER
+    """05h: the track's sectors are filled with F6h."""
     lba = disk.geometry.to_lba(frame.ch, frame.dh, 1)
     if lba is None:
         return BAD_PARAMETER
@@ -170,7 +149,7 @@ def _format_track(_platform: Platform, frame: CallFrame, disk: Disk) -> int:
 def _parameters(platform: Platform, frame: CallFrame, disk: Disk) -> int:
     """08h: last cylinder, sectors, last head, number of drives; for diskettes also the type and the parameter table."""
     geometry = disk.geometry
-    last_cylinder = min(geometry.cylinders, 1024) - 1
+    last_cylinder = _last_cylinder(disk)
     frame.al = 0
     frame.ch = last_cylinder & 0xFF
     frame.cl = geometry.sectors | last_cylinder >> 2 & 0xC0
@@ -189,26 +168,11 @@ def _seek(_platform: Platform, frame: CallFrame, disk: Disk) -> int:
     return OK if cylinder < disk.geometry.cylinders else BAD_PARAMETER
 
 
-def _change_line(_platform: Platform, _frame: CallFrame, disk: Disk) -> int:
-    return OK if disk.media is Media.FLOPPY else BAD_PARAMETER
-
-
-def _set_media(platform: Platform, frame: CallFrame, disk: Disk) -> int:
-    """17h and 18h: the image's format cannot be changed; agree if it is the one asked for."""
-    if disk.media is not Media.FLOPPY:
-        return BAD_PARAMETER
-    if frame.ah == 0x18:
-        asked = Geometry((frame.ch | (frame.cl & 0xC0) << 2) + 1, disk.geometry.heads, frame.cl & 0x3F)
-        if asked != disk.geometry or disk.sector_count not in FLOPPIES:
-            return 0x0C  # media type unknown to the drive
-        frame.es, frame.di = bda.ROM_SEGMENT, bda.ROM_DISKETTE_PARAMETERS
-    platform.store(bda.FLOPPY_STATUS, 1, OK)
-    return OK
+def _change_line(_platform: Platform, _frame: CallFrame, _disk: Disk) -> int:
+    return DISK_CHANGED  # the answer of a drive that cannot tell
 
 
 def _check_extensions(_platform: Platform, frame: CallFrame, _disk: Disk) -> int:
-    if frame.bx != 0x55AA:
-        return BAD_PARAMETER
     frame.bx = 0xAA55
     frame.cx = _EDD_PACKET_ACCESS
     return OK
@@ -220,12 +184,11 @@ def _transfer_packet(platform: Platform, frame: CallFrame, disk: Disk) -> int:
     size_bytes, _, count, offset, selector, lba = _PACKET.unpack(platform.cpu.read(at, _PACKET.size))
     if size_bytes < _PACKET.size:
         return BAD_PARAMETER
-    if frame.ah == 0x47:
-        return OK if lba < disk.sector_count else BAD_PARAMETER
-    if lba + count > disk.sector_count:
-        platform.store(at + 2, 2, 0)
+    if lba >= disk.sector_count:
         return BAD_PARAMETER
-    if count > _MAX_LBA_SECTORS:
+    if frame.ah == 0x47:
+        return OK
+    if lba + count > disk.sector_count:
         platform.store(at + 2, 2, 0)
         return BAD_PARAMETER
     status = _move(platform, disk, frame.ah, lba, count, (selector << 4) + offset)
@@ -260,19 +223,19 @@ _FUNCTIONS = {
     0x02: _transfer,
     0x03: _transfer,
     0x04: _transfer,
-    0x05: _format_track,
     0x08: _parameters,
+}
+_FLOPPY_FUNCTIONS = {
+    0x05: _format_track,
+    0x16: _change_line,
+}
+_HARD_FUNCTIONS = {
     0x09: _reset,
     0x0C: _seek,
     0x0D: _reset,
     0x10: _reset,
     0x11: _reset,
     0x14: _reset,
-    0x16: _change_line,
-    0x17: _set_media,
-    0x18: _set_media,
-}
-_EXTENSIONS = {
     0x41: _check_extensions,
     0x42: _transfer_packet,
     0x43: _transfer_packet,

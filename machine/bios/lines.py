@@ -28,9 +28,10 @@ _PRINTERS = 3
 
 
 def serial_service(platform: Platform, frame: CallFrame) -> None:
-    """INT 14h for the line in DX: 00h set up, 01h send, 02h receive, 03h status."""
+    """INT 14h for the line in DX: 00h set up, 01h send, 02h receive, 03h status; CF set where there is no line."""
     base = platform.load(bda.COM_PORTS + 2 * frame.dx, 2) if frame.dx < _PORTS else 0
     if base == 0:
+        frame.carry = True
         return
     function = _SERIAL.get(frame.ah)
     if function is not None:

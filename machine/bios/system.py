@@ -182,9 +182,6 @@ _BY_AX = {
 }
 _BY_AH = {
     0x4F: _keyboard_intercept,
-    0x80: _nothing_to_do,
-    0x81: _nothing_to_do,
-    0x82: _nothing_to_do,
     0x83: _event_wait,
     0x85: _nothing_to_do,
     0x86: _wait,
