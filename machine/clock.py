@@ -11,7 +11,6 @@ from collections.abc import Callable
 NEVER_ICOUNT = 1 << 62
 """`Clock.deadline_icount` while nothing is due: past any count that a run reaches, and still a signed 64-bit number."""
 
-_TSC_MASK = (1 << 64) - 1
 _COMPACT_AT_EVENTS = 64
 
 
@@ -56,7 +55,6 @@ class Clock:
         "_cancelled",
         "_heap",
         "_next_order",
-        "_tsc_offset",
         "deadline_icount",
         "icount",
         "idle_ns",
@@ -82,21 +80,11 @@ class Clock:
         self.deadline_icount = NEVER_ICOUNT
         self._next_order = 0
         self._cancelled = 0
-        self._tsc_offset = 0
 
     @property
     def now_ns(self) -> int:
         """Virtual nanoseconds since reset."""
         return self.icount * self.ns_per_insn + self.idle_ns
-
-    @property
-    def tsc(self) -> int:
-        """The time-stamp counter: one tick a virtual nanosecond (a 1 GHz part), 64 bits, also running in HLT."""
-        return (self.now_ns + self._tsc_offset) & _TSC_MASK
-
-    @tsc.setter
-    def tsc(self, value: int) -> None:
-        self._tsc_offset = (value - self.now_ns) & _TSC_MASK
 
     @property
     def next_deadline_ns(self) -> int | None:
@@ -188,7 +176,6 @@ class Clock:
             "idle_ns": self.idle_ns,
             "ns_per_insn": self.ns_per_insn,
             "next_order": self._next_order,
-            "tsc_offset": self._tsc_offset,
         }
 
     def restore(self, state: dict[str, object]) -> None:
@@ -197,10 +184,10 @@ class Clock:
         Raises:
             ValueError: a field is missing or not an integer.
         """
-        fields = ("icount", "idle_ns", "ns_per_insn", "next_order", "tsc_offset")
+        fields = ("icount", "idle_ns", "ns_per_insn", "next_order")
         values = [state.get(name) for name in fields]
         numbers = [value for value in values if isinstance(value, int)]
         if len(numbers) != len(fields):
             raise ValueError("a clock's snapshot holds " + ", ".join(fields))
         self.reset()
-        self.icount, self.idle_ns, self.ns_per_insn, self._next_order, self._tsc_offset = numbers
+        self.icount, self.idle_ns, self.ns_per_insn, self._next_order = numbers

@@ -64,7 +64,7 @@ _PIO_MODES = range(0x10)
 
 _IDLE, _READING, _WRITING = range(3)
 
-# From the command, or the last byte of a block, to the interrupt: long enough that the guest is past its OUT, and no more.
+# From the command, or the last byte of a block, to the interrupt: enough for the guest to be past its OUT.
 _ACCESS_NS = 2_000
 
 

@@ -1,4 +1,4 @@
-"""The main board of the PC: every device, wired to the ports, the memory, the interrupt controllers and the CPU's lines.
+"""The main board of the PC: every device, wired to the ports, the memory, the interrupt lines and the CPU.
 
 It must not know the CPU, the firmware, nor what an option is called on the command line.
 """
@@ -206,7 +206,7 @@ class Board:
             self.lines.raise_nmi()
 
     def describe(self, *names: str) -> str:
-        """The state of the devices of these names, of all if none is given, in lines for people; KeyError for no name."""
+        """The state of the devices of these names, or of all, in lines for people; KeyError for an unknown name."""
         return "\n".join(self.devices[name].describe() for name in names or self.devices)
 
     def snapshot(self) -> dict[str, object]:
@@ -222,10 +222,11 @@ class Board:
         if set(state) != set(self.devices):
             raise ValueError(f"the snapshot of a board holds {tuple(self.devices)}, not {tuple(state)}")
         for name, device in self.devices.items():
-            saved = state[name]
-            if not isinstance(saved, dict):
-                raise ValueError(f"the snapshot of {name} is {type(saved).__name__}")
-            device.restore(saved)
+            match state[name]:
+                case dict() as saved:
+                    device.restore(saved)
+                case saved:
+                    raise ValueError(f"the snapshot of {name} is {type(saved).__name__}")
 
 
 def _cmos(memory: PhysicalMemory, options: BoardOptions) -> dict[int, int]:

@@ -45,7 +45,7 @@ class DmaController(Device):
             shift = 8 * self.high_next
             self.high_next = not self.high_next
             return self.words[register] >> shift & 0xFF
-        return 0xF0 | self.mask if register == _ALL_MASKS else 0
+        return self.mask if register == _ALL_MASKS else 0
 
     def write(self, register: int, value: int) -> None:
         """Any of the 16 registers."""

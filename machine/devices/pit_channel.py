@@ -41,8 +41,8 @@ class PitChannel(Device):
 
     _saved: ClassVar[tuple[str, ...]] = (
         "control", "written", "reload", "gate", "running", "count", "load_tick", "starts_low", "value_before",
-        "out_before", "paused_elapsed", "next_count", "next_tick", "next_starts_low", "null_until", "count_latch",
-        "status_latch", "read_high", "write_high", "write_low_byte",
+        "out_before", "paused_elapsed", "struck", "next_count", "next_tick", "next_starts_low", "null_until",
+        "count_latch", "status_latch", "read_high", "write_high", "write_low_byte",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -61,6 +61,7 @@ class PitChannel(Device):
         self.value_before = 0
         self.out_before = False
         self.paused_elapsed = _NONE
+        self.struck = False
         self.next_count = 0
         self.next_tick = _NONE
         self.next_starts_low = False
@@ -101,7 +102,7 @@ class PitChannel(Device):
 
     def _phase(self, tick: int) -> int:
         """The place in the period of modes 2 and 3; mode 3 starts with its high half."""
-        elapsed = tick - self.load_tick
+        elapsed = self._elapsed(tick)
         if self.starts_low:
             elapsed += self.count + 1 >> 1
         return elapsed % self.count
@@ -126,18 +127,23 @@ class PitChannel(Device):
         if not self.running or tick < self.load_tick:
             return self.out_before
         mode = self.mode
-        if mode == 2:
-            return self._phase(tick) != self.count - 1
-        if mode == 3:
-            return self._phase(tick) < self.count + 1 >> 1
-        elapsed = self._elapsed(tick)
-        return elapsed >= self.count if mode <= 1 else elapsed != self.count
+        if mode <= 1:
+            return self._elapsed(tick) >= self.count
+        if mode >= 4:
+            # The strobe lasts one pulse, also if GATE falls meanwhile.
+            return self.struck or tick != self.load_tick + self.count or self._elapsed(tick) != self.count
+        if not self.gate:
+            return True
+        phase = self._phase(tick)
+        return phase != self.count - 1 if mode == 2 else phase < self.count + 1 >> 1
 
     def next_change(self, tick: int) -> int | None:
         """The next tick after `tick` at which OUT may change; None if it stays as it is."""
         self._settle(tick)
-        if not self.running or self.paused_elapsed != _NONE:
+        if not self.running:
             return None
+        if self.paused_elapsed != _NONE:
+            return tick + 1 if self.mode == 4 and not self.output(tick) else None
         if tick < self.load_tick:
             if self.output(self.load_tick) != self.out_before:
                 return self.load_tick
@@ -160,7 +166,7 @@ class PitChannel(Device):
 
     def write_control(self, value: int, tick: int) -> None:
         """A control word for this counter, other than the latch command."""
-        self.value_before = self.value(tick)
+        self.value_before = self.value(tick) % self.modulus
         self.control = value & 0x3F
         self.running = False
         self.written = False
@@ -192,6 +198,8 @@ class PitChannel(Device):
                 self.running = False
                 self.out_before = False
                 self.paused_elapsed = _NONE
+                if tick < self.null_until:
+                    self.null_until = _NEVER_TICK
 
     def _write_count(self, register: int, tick: int) -> None:
         count = (_from_bcd(register) if self.control & 1 else register) or self.modulus
@@ -201,29 +209,32 @@ class PitChannel(Device):
         value, output = self.value(tick), self.output(tick)
         self.reload = count
         self.written = True
-        if mode in (1, 5):
-            self.null_until = _NEVER_TICK
-        elif mode in (0, 4):
+        self.null_until = _NEVER_TICK
+        if mode in (0, 4):
             self.value_before = value
             self.out_before = output and mode == 4
             self._load(count, tick)
             self.paused_elapsed = _NONE if self.gate else 0
-        elif not self.running:
-            self.value_before = value if self.gate else count
-            self.out_before = True
-            self.null_until = tick + 1
-            if self.gate:
-                self._load(count, tick)
-        elif tick < self.load_tick:
+        elif self.running and tick < self.load_tick:
             self.count = count
-        else:
+            self.null_until = self.load_tick
+        elif mode in (1, 5):
+            return
+        elif not self.running:
+            self.value_before = value
+            self.out_before = True
+            self._load(count, tick)
+            self.paused_elapsed = _NONE if self.gate else 0
+        elif self.gate:
             self._load_at_end_of_period(count, tick)
 
     def _load(self, count: int, tick: int) -> None:
         self.count = count
         self.load_tick = tick + 1
-        self.null_until = tick + 1
+        self.null_until = min(self.null_until, tick + 1)
         self.starts_low = False
+        self.struck = False
+        self.paused_elapsed = _NONE
         self.next_tick = _NONE
         self.running = True
 
@@ -244,18 +255,18 @@ class PitChannel(Device):
         value, output = self.value(tick), self.output(tick)
         self.gate = level
         mode = self.mode
-        if mode in (0, 4):
-            if level and self.paused_elapsed != _NONE:
+        if not level:
+            if self.running and mode not in (1, 5):
+                self.paused_elapsed = max(0, tick - self.load_tick)
+                self.struck = self.paused_elapsed > self.count
+                if self.next_tick != _NONE:
+                    self.next_tick = _NONE
+                    self.null_until = _NEVER_TICK
+        elif mode in (0, 4):
+            if self.paused_elapsed != _NONE:
+                self.struck = self.paused_elapsed >= self.count and tick > self.load_tick + self.count
                 self.load_tick = max(self.load_tick, tick - self.paused_elapsed)
                 self.paused_elapsed = _NONE
-            elif not level and self.running:
-                self.paused_elapsed = max(0, tick - self.load_tick)
-        elif not level:
-            if mode in (2, 3):
-                self.value_before = value
-                self.out_before = True
-                self.running = False
-                self.next_tick = _NONE
         elif self.written:
             self.value_before = value
             self.out_before = output
