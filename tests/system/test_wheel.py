@@ -81,7 +81,7 @@ def test_the_wheel_holds_the_packages_and_installs_with_pip_alone(tmp_path: Path
 
 def assert_gdb_stops_at_a_symbol(trapgate: Path, directory: Path) -> None:
     """Attach gdb to the installed program and stop at a function of the installed demo kernel."""
-    arguments = [trapgate, "run", "-S", "--gdb", "127.0.0.1:0", "--serial", "none"]
+    arguments = [str(trapgate), "run", "-S", "--gdb", "127.0.0.1:0", "--serial", "none"]
     process = subprocess.Popen(arguments, cwd=directory, env=environment(), stderr=subprocess.PIPE, text=True)
     with process:
         try:
