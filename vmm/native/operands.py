@@ -1,0 +1,100 @@
+"""Typed operands of the host's x86-64 instructions: registers by size, memory with segment and address size, labels.
+
+It must not know how instructions are encoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """A general-purpose register: `number` 0 to 15, `bits` 8, 16, 32 or 64; `high` for AH CH DH BH."""
+
+    number: int
+    bits: int
+    high: bool = False
+
+    @property
+    def code(self) -> int:
+        """The number in the encoding, 0 to 15."""
+        return self.number + 4 if self.high else self.number
+
+    @property
+    def low32(self) -> Register:
+        """The 32-bit register that this one is a part or an extension of."""
+        return Register(self.number, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A memory operand: `[segment: base + index * scale + displacement]`.
+
+    Attributes:
+        bits: size of what is accessed; 0 where the instruction alone says it (LEA, FXSAVE).
+        address_bits: 64, or 32 for an effective address that is cut to 32 bits (prefix 67h).
+        gs: the GS base is added: the guest's window.
+    """
+
+    bits: int
+    base: Register | None = None
+    index: Register | None = None
+    scale: int = 1
+    displacement: int = 0
+    gs: bool = False
+
+    @property
+    def address_bits(self) -> int:
+        """64 or 32, by the registers; without any it is 64."""
+        register = self.base or self.index
+        return register.bits if register else 64
+
+    def at(self, offset: int) -> Memory:
+        """The operand `offset` bytes further on."""
+        return replace(self, displacement=self.displacement + offset)
+
+
+class Label:
+    """A place in the code, known once it is bound."""
+
+    __slots__ = ("offset",)
+
+    def __init__(self) -> None:
+        self.offset: int | None = None
+
+
+Operand = Register | Memory | Label | int
+
+RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15 = (Register(n, 64) for n in range(16))
+EAX, ECX, EDX, EBX, ESP, EBP, ESI, EDI, R8D, R9D, R10D, R11D, R12D, R13D, R14D, R15D = (
+    Register(n, 32) for n in range(16)
+)
+AX, CX, DX, BX, SP, BP, SI, DI, R8W, R9W, R10W, R11W, R12W, R13W, R14W, R15W = (Register(n, 16) for n in range(16))
+AL, CL, DL, BL, SPL, BPL, SIL, DIL, R8B, R9B, R10B, R11B, R12B, R13B, R14B, R15B = (Register(n, 8) for n in range(16))
+AH, CH, DH, BH = (Register(n, 8, high=True) for n in range(4))
+
+
+def qword(base: Register, displacement: int = 0) -> Memory:
+    """64 bits at `base + displacement`."""
+    return Memory(64, base, displacement=displacement)
+
+
+def dword(base: Register, displacement: int = 0) -> Memory:
+    """32 bits at `base + displacement`."""
+    return Memory(32, base, displacement=displacement)
+
+
+def word(base: Register, displacement: int = 0) -> Memory:
+    """16 bits at `base + displacement`."""
+    return Memory(16, base, displacement=displacement)
+
+
+def byte(base: Register, displacement: int = 0) -> Memory:
+    """8 bits at `base + displacement`."""
+    return Memory(8, base, displacement=displacement)
+
+
+def address(base: Register, displacement: int = 0, *, index: Register | None = None, scale: int = 1) -> Memory:
+    """An address for LEA."""
+    return Memory(0, base, index, scale, displacement)
