@@ -5,7 +5,7 @@ It must not know registers, memory or the host; a model that needs the host's an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -163,34 +163,62 @@ def _ternary(base: Ternary, patch: _Patch | None) -> Ternary:
 
 def _patch(operation: str, width: int, profile: UndefinedFlags, host: AluHost | None) -> _Patch | None:
     """What turns AMD_ZEN5's outcome of an operation into that of `profile`; None if they agree."""
-    by_host: list[Condition] = []
-    by_rule: list[tuple[Condition, tuple[tuple[int, Rule], ...]]] = []
+    steps: list[tuple[Condition, _Patch]] = []
     for spot in SPOTS.get(operation, ()):
         if width not in spot.widths:
             continue
         names = {flag: profile.rules[operation, width, spot.condition, flag] for flag in spot.rules}
-        if HOST in names.values():
-            by_host.append(spot.applies)
-        elif any(name != spot.rules[flag][0] for flag, name in names.items()):
+        changed = {flag: name for flag, name in names.items() if name != spot.rules[flag][0]}
+        if HOST in changed.values() and host is not None:
+            steps.append((spot.applies, _by_host(operation, width, host)))
+        elif set(changed.values()) <= {"unchanged", "clear", "set"}:
+            if changed:
+                steps.append((spot.applies, _by_mask(changed)))
+        else:
             # All of the spot, in its order: a flag may follow from the result or from CF.
-            by_rule.append((spot.applies, tuple((flag, RULES[name]) for flag, name in names.items())))
-    if not by_host and not by_rule:
+            rules = tuple((flag, RULES[name]) for flag, name in names.items())
+            steps.append((spot.applies, _by_rules(operation, width, rules)))
+    if not steps:
         return None
 
-    def patch(a: int, b: int, c: int, eflags: int, plain: tuple[int, int]) -> tuple[int, int]:
-        for applies in by_host:
-            if host is not None and applies(width, a, b, c):
-                result, out = host.results(operation, width, ((a, b, c, eflags),))[0]
-                return result, eflags & ~STATUS_MASK | out & STATUS_MASK
-        result, out = plain
-        for applies, rules in by_rule:
+    def patch(a: int, b: int, c: int, eflags: int, outcome: tuple[int, int]) -> tuple[int, int]:
+        for applies, step in steps:
             if applies(width, a, b, c):
-                for flag, rule in rules:
-                    value = rule(Outcome(operation, width, a, b, c, eflags, result, out), flag)
-                    if flag == RESULT:
-                        result = value
-                    else:
-                        out = out | flag if value else out & ~flag
-        return result, out
+                outcome = step(a, b, c, eflags, outcome)
+        return outcome
 
     return patch
+
+
+def _by_host(operation: str, width: int, host: AluHost) -> _Patch:
+    def ask(a: int, b: int, c: int, eflags: int, _outcome: tuple[int, int]) -> tuple[int, int]:
+        result, out = host.results(operation, width, ((a, b, c, eflags),))[0]
+        return result, eflags & ~STATUS_MASK | out & STATUS_MASK
+
+    return ask
+
+
+def _by_mask(changed: Mapping[int, str]) -> _Patch:
+    kept = sum(flag for flag, name in changed.items() if name == "unchanged")
+    ones = sum(flag for flag, name in changed.items() if name == "set")
+    others = ~sum(changed)
+
+    def mask(_a: int, _b: int, _c: int, eflags: int, outcome: tuple[int, int]) -> tuple[int, int]:
+        result, out = outcome
+        return result, out & others | eflags & kept | ones
+
+    return mask
+
+
+def _by_rules(operation: str, width: int, rules: Sequence[tuple[int, Rule]]) -> _Patch:
+    def follow(a: int, b: int, c: int, eflags: int, outcome: tuple[int, int]) -> tuple[int, int]:
+        result, out = outcome
+        for flag, rule in rules:
+            value = rule(Outcome(operation, width, a, b, c, eflags, result, out), flag)
+            if flag == RESULT:
+                result = value
+            else:
+                out = out | flag if value else out & ~flag
+        return result, out
+
+    return follow

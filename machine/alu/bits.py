@@ -2,8 +2,8 @@
 
 Flags that the SDM leaves undefined follow `machine.undefined.AMD_ZEN5`; other models are patched over them.
 
-Source: SDM Vol. 2, BT to BTC, BSF, BSR, BSWAP, CMPXCHG, CMPXCHG8B, LAHF, SAHF; Vol. 3, "Undocumented opcodes" is silent
-on SALC, which AMD64 APM Vol. 3 lists among the opcodes that 64-bit mode makes invalid.
+Source: SDM Vol. 2, BT to BTC, BSF, BSR, BSWAP, CMPXCHG, CMPXCHG8B, LAHF, SAHF. SALC (D6h) has no page there: it is as
+a host CPU does it.
 """
 
 from __future__ import annotations
