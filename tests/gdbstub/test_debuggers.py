@@ -356,3 +356,58 @@ def test_lldb_kills(program: Path) -> None:
         output = run_lldb([f"gdb-remote {state.port}", "process kill"], program=program).output
         assert "Process 1 exited with status = 9" in output
     assert state.end == End(EndKind.KILLED)
+
+
+@GDBS
+def test_older_ways_of_saying_it(gdb: Path, program: Path) -> None:
+    """What gdb falls back to when packets are switched off: acknowledgements, `c s G M`, software watchpoints."""
+    with served() as state:
+        commands = [
+            *(
+                f"set remote {name}-packet off"
+                for name in ("noack", "verbose-resume", "set-register", "binary-download")
+            ),
+            *(f"set remote {name}-packet off" for name in ("threads", "swbreak-feature", "hwbreak-feature")),
+            "set remote multiprocess-feature-packet off",
+            "set debug remote 1",
+            f"target remote {state.remote}",
+            "break tick",
+            "continue",
+            "stepi",
+            "set $ebx = 0x1234",
+            "set var *(int *) &counter = 0x55",
+            "set can-use-hw-watchpoints 0",
+            "watch *(int *) &counter",
+            "continue",
+            "signal SIGILL",
+            "detach",
+        ]
+        output = run_gdb(commands, gdb=gdb, program=program).output
+        packets = sent(output)
+        assert {"c", "s", "qfThreadInfo", "qsThreadInfo", "D"} <= set(packets)
+        assert any(packet.startswith("G") for packet in packets)
+        assert "M2000,4:55000000" in packets
+        assert "Received Ack" in output
+        assert "Watchpoint 2: *(int *) &counter" in output
+        assert "Old value = 85\nNew value = 1" in output
+        assert state.target.get(3) == 0x1234
+
+
+@GDBS
+def test_what_is_not_supported_is_refused_in_peace(gdb: Path, program: Path) -> None:
+    with served() as state:
+        commands = [
+            f"target remote {state.remote}",
+            "trace tick",
+            "tstart",
+            "reverse-stepi",
+            "checkpoint",
+            "info auxv",
+            "call 1 + 1",
+            "stepi",
+            *asked("$icount"),
+            "detach",
+        ]
+        run = run_gdb(commands, gdb=gdb, program=program)
+        assert run.output.count("does not support this command") == 2
+        assert run.value_of("$icount") == "1"

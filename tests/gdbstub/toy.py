@@ -136,7 +136,7 @@ class ToyTarget:
         return value
 
     def threads(self) -> Sequence[Thread]:
-        return [Thread(1, "CPU 1", "halted" if self.ram[self.get(EIP)] == 0xF4 else "running")]
+        return [Thread(1, "CPU 1", "halted" if self.read_memory(self.get(EIP), 1) == b"\xf4" else "running")]
 
     def read_registers(self, thread_id: int) -> Sequence[int | None]:
         assert thread_id == 1
@@ -249,7 +249,7 @@ class ToyTarget:
         return None
 
     def _execute(self, eip: int, signal: int) -> StopEvent | StintEnd | None:
-        code = self.ram[eip : eip + 6]
+        code = self.ram[eip : eip + 6] or b"\x0f"
         op = code[0]
         immediate = int.from_bytes(code[1:5], "little")
         after = eip + 1
@@ -287,22 +287,24 @@ class ToyTarget:
             after = eip + 2
         else:
             return StopEvent(StopReason.SIGNAL, Signal.ILL, text="an invalid instruction\n")
-        self.registers[EIP] = after
+        self.registers[EIP] = after & 0xFFFF_FFFF
         return None
 
     def _push(self, value: int) -> None:
-        self.registers[ESP] = self.get(ESP) - 4
+        self.registers[ESP] = (self.get(ESP) - 4) & 0xFFFF_FFFF
         self._store(self.get(ESP), value)
 
     def _pop(self) -> int:
         at = self.get(ESP)
         self._touched = (at, False)
-        self.registers[ESP] = at + 4
+        self.registers[ESP] = (at + 4) & 0xFFFF_FFFF
         return int.from_bytes(self.ram[at : at + 4], "little")
 
     def _store(self, address: int, value: int) -> None:
+        """Store; where no memory is, nothing happens."""
         self._touched = (address, True)
-        self.ram[address : address + 4] = value.to_bytes(4, "little")
+        if address + 4 <= len(self.ram):
+            self.ram[address : address + 4] = value.to_bytes(4, "little")
 
     def interrupt(self) -> StopEvent:
         return StopEvent(StopReason.SIGNAL, Signal.INT)
@@ -329,15 +331,16 @@ class ToyTarget:
 
     def monitor(self, command: str, *, read_only: bool) -> Iterator[str]:
         name, _, argument = command.partition(" ")
+        number = int(argument) if argument.isascii() and argument.isdigit() else 0
         if name == "slow":
-            for number in range(int(argument)):
-                yield f"slice {number}\n"
+            for index in range(min(number, 10_000)):
+                yield f"slice {index}\n"
         elif name == "quit":
-            raise QuitRequested(int(argument or 0))
+            raise QuitRequested(number)
         elif name == "poke":
             if read_only:
                 raise TargetError("only for who controls the guest")
-            self.ram[COUNTER] = int(argument)
+            self.ram[COUNTER] = number & 0xFF
             yield "poked\n"
         elif name == "help":
             yield "help\npoke N\nquit\nslow N\n"
