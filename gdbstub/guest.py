@@ -171,9 +171,11 @@ class GuestTarget:
     def update_catches(self) -> None:
         """Tell the engine what to stop at before delivery: what the user catches, less what passes without a stop."""
         passed = self._passed_signals
-        vectors = (v for v in self.caught_vectors if guest_stops.signal_of_vector(v) not in passed)
+        vectors = frozenset(v for v in self.caught_vectors if guest_stops.signal_of_vector(v) not in passed)
         interrupts = self.catch_interrupts and guest_stops.INTERRUPT_SIGNAL not in passed
-        self.machine.debug.set_catches(frozenset(vectors), interrupts=interrupts)
+        debug = self.machine.debug
+        if (vectors, interrupts) != (debug.caught_vectors, debug.catch_interrupts):
+            debug.set_catches(vectors, interrupts=interrupts)
 
     # Running.
 

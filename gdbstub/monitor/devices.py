@@ -33,8 +33,11 @@ def show_device(topic: str) -> Command:
     summary, names = _DEVICES[topic]
 
     def show(guest: GuestTarget, _words: list[str]) -> Iterator[str]:
-        board = guest.machine.board
-        yield f"{board.describe(*(name for name in names if name in board.devices))}\n"
+        devices = guest.machine.board.devices
+        for name in names or devices:
+            if name in devices:
+                text = devices[name].describe()
+                yield f"{text}\n" if text.startswith(f"{name}:") else f"{name}: {text}\n"
 
     return Command(f"info {topic}", "", summary, show)
 

@@ -1,0 +1,75 @@
+"""A PC with a few bytes of code, for tests of what a debugger sees of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gdbstub import guest_registers
+from gdbstub.guest import GuestTarget
+from gdbstub.target import Resume, ResumeMode, StintEnd, StopEvent
+from machine.devices.board import BoardOptions
+from machine.loaders.image import LoadOptions
+from machine.pc import Machine, MachineOptions
+from vmm.interp import Interpreter
+
+CODE = 0x10_0000
+RAM_BYTES = 4 << 20
+
+
+@contextmanager
+def guest(code: bytes, *, bits: int = 32, at: int = CODE, board: BoardOptions | None = None) -> Iterator[GuestTarget]:
+    """A machine that stands before `code`, flat at `at`, with a debugger attached."""
+    loading = LoadOptions(ram_bytes=RAM_BYTES, load_address=at, entry_bits=bits)
+    options = MachineOptions(image=code, loading=loading, board=board or BoardOptions())
+    machine = Machine(options, {"interp": lambda pc: Interpreter(pc.cpu, pc.debug)}, "interp")
+    target = GuestTarget(machine)
+    target.attach()
+    target.interrupt()
+    try:
+        yield target
+    finally:
+        machine.close()
+
+
+def register(target: GuestTarget, name: str) -> int | None:
+    """A register by name."""
+    return target.read_register(1, guest_registers.DESCRIPTION.number_of(name))
+
+
+def write(target: GuestTarget, name: str, value: int) -> None:
+    """Set a register by name."""
+    target.write_register(1, guest_registers.DESCRIPTION.number_of(name), value)
+
+
+def go(target: GuestTarget, *, signal: int = 0, budget: int = 1000, stints: int = 20) -> StopEvent:
+    """Continue until a stop; the guest must not become idle."""
+    target.resume([Resume(ResumeMode.CONTINUE, signal=signal)])
+    return finish(target, budget=budget, stints=stints)
+
+
+def step(target: GuestTarget, *, signal: int = 0) -> StopEvent:
+    """Step one instruction."""
+    target.resume([Resume(ResumeMode.STEP, signal=signal)])
+    return finish(target)
+
+
+def step_range(target: GuestTarget, start: int, end: int, *, budget: int = 1000) -> StopEvent:
+    """Step until EIP leaves a range."""
+    target.resume([Resume(ResumeMode.RANGE_STEP, range_start=start, range_end=end)])
+    return finish(target, budget=budget)
+
+
+def finish(target: GuestTarget, *, budget: int = 1000, stints: int = 20) -> StopEvent:
+    """Run stints until a stop."""
+    for _ in range(stints):
+        outcome = target.run(budget)
+        if isinstance(outcome, StopEvent):
+            return outcome
+        assert outcome is StintEnd.BUDGET, "the guest is idle"
+    raise AssertionError(f"no stop in {stints} stints of {budget} instructions")
+
+
+def say(target: GuestTarget, command: str, *, read_only: bool = False) -> str:
+    """The output of a monitor command."""
+    return "".join(target.monitor(command, read_only=read_only))

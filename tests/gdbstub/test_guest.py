@@ -1,0 +1,500 @@
+from __future__ import annotations
+
+import pytest
+
+from gdbstub.guest import TRIPLE_FAULT_STATUS
+from gdbstub.target import (
+    Breakpoint,
+    BreakpointKind,
+    Resume,
+    ResumeMode,
+    Signal,
+    StintEnd,
+    StopReason,
+    TargetError,
+    Verdict,
+)
+from tests.gdbstub.pc import CODE, finish, go, guest, register, say, step, step_range, write
+
+NOP = b"\x90"
+HLT = b"\xf4"
+STI = b"\xfb"
+JMP_SELF = b"\xeb\xfe"
+INC_EAX = b"\x40"
+UD2 = b"\x0f\x0b"
+INT3 = b"\xcc"
+REP_STOSB = b"\xf3\xaa"
+DATA = CODE + 0x1000
+
+
+def mov_eax(value: int) -> bytes:
+    return b"\xb8" + value.to_bytes(4, "little")
+
+
+def mov_ecx(value: int) -> bytes:
+    return b"\xb9" + value.to_bytes(4, "little")
+
+
+def mov_edi(value: int) -> bytes:
+    return b"\xbf" + value.to_bytes(4, "little")
+
+
+def store_eax(address: int) -> bytes:
+    return b"\xa3" + address.to_bytes(4, "little")
+
+
+def load_eax(address: int) -> bytes:
+    return b"\xa1" + address.to_bytes(4, "little")
+
+
+def out_exit(value: int) -> bytes:
+    """MOV AL, value; OUT F4h, AL."""
+    return b"\xb0" + bytes((value,)) + b"\xe6\xf4"
+
+
+def lidt(at: int) -> bytes:
+    return b"\x0f\x01\x1d" + at.to_bytes(4, "little")
+
+
+def code_break(address: int, **more: object) -> Breakpoint:
+    return Breakpoint(BreakpointKind.SOFTWARE, address, 1, **more)  # type: ignore[arg-type]
+
+
+class TestRunning:
+    def test_step_is_one_instruction(self) -> None:
+        with guest(INC_EAX * 3) as target:
+            before = register(target, "icount")
+            event = step(target)
+            assert event.reason is StopReason.STEP
+            assert (register(target, "eip"), register(target, "eax")) == (CODE + 1, 1)
+            assert before == 0
+            assert register(target, "icount") == 1
+
+    def test_step_of_rep_is_one_iteration(self) -> None:
+        with guest(mov_ecx(3) + mov_edi(DATA) + REP_STOSB + NOP) as target:
+            step(target)
+            step(target)
+            at = register(target, "eip")
+            for left in (2, 1):
+                step(target)
+                assert (register(target, "eip"), register(target, "ecx")) == (at, left)
+            step(target)
+            assert register(target, "ecx") == 0
+            assert register(target, "eip") == CODE + 12
+
+    def test_budget_ends_a_stint_without_a_stop(self) -> None:
+        with guest(JMP_SELF) as target:
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert target.run(77) is StintEnd.BUDGET
+            assert register(target, "icount") == 77
+
+    def test_stints_of_any_size_end_at_the_same_place(self) -> None:
+        code = mov_ecx(50) + INC_EAX + b"\xe2\xfd" + out_exit(5)
+        ends = set()
+        for budget in (1, 7, 10_000):
+            with guest(code) as target:
+                event = go(target, budget=budget, stints=500)
+                ends.add((event.reason, event.status, register(target, "icount"), register(target, "eax")))
+        assert len(ends) == 1
+        assert ends.pop()[:2] == (StopReason.EXITED, 11)
+
+    def test_interrupt_stops_where_the_guest_is(self) -> None:
+        with guest(JMP_SELF) as target:
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            target.run(10)
+            event = target.interrupt()
+            assert (event.reason, event.signal) == (StopReason.SIGNAL, Signal.INT)
+
+    def test_halted_for_ever_is_idle(self) -> None:
+        with guest(b"\xfa" + HLT) as target:
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert target.run(1000) is StintEnd.IDLE
+            assert "halted" in target.threads()[0].extra
+
+    def test_step_on_halt_wakes_at_the_next_event(self) -> None:
+        # The BIOS's timer ticks at 18.2 Hz: far in virtual time, at once in the debugger's.
+        with guest(STI + HLT + NOP * 4) as target:
+            say(target, "step-interrupts off")
+            step(target)
+            assert step(target).reason is StopReason.STEP
+            event = step(target)
+            assert event.reason is StopReason.STEP
+            assert "halted" not in target.threads()[0].extra
+
+    def test_range_step_leaves_the_range(self) -> None:
+        code = mov_ecx(500) + INC_EAX + b"\xe2\xfd" + NOP * 2
+        with guest(code) as target:
+            event = step_range(target, CODE, CODE + 8, budget=100)
+            assert event.reason is StopReason.STEP
+            assert (register(target, "eip"), register(target, "eax")) == (CODE + 8, 500)
+
+    def test_range_step_steps_at_least_once_and_stops_at_breakpoints(self) -> None:
+        with guest(INC_EAX * 8) as target:
+            assert step_range(target, CODE + 4, CODE + 5).reason is StopReason.STEP
+            assert register(target, "eip") == CODE + 1
+            target.insert_breakpoint(code_break(CODE + 3))
+            event = step_range(target, CODE, CODE + 8)
+            assert event.reason is StopReason.SWBREAK
+            assert register(target, "eip") == CODE + 3
+            assert step_range(target, CODE, CODE + 5).reason is StopReason.STEP
+
+    def test_until_icount_stops_once(self) -> None:
+        with guest(JMP_SELF) as target:
+            say(target, "until-icount 1234")
+            event = go(target)
+            assert (event.reason, event.signal) == (StopReason.SIGNAL, Signal.TRAP)
+            assert "1234" in event.text
+            assert register(target, "icount") == 1234
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert target.run(1000) is StintEnd.BUDGET
+
+    def test_end_icount_ends_the_run_with_status_0(self) -> None:
+        with guest(JMP_SELF) as target:
+            target.end_icount = 500
+            event = go(target)
+            assert (event.reason, event.status) == (StopReason.EXITED, 0)
+            assert register(target, "icount") == 500
+
+    def test_another_thread_cannot_be_resumed(self) -> None:
+        with guest(NOP) as target, pytest.raises(TargetError, match="CPU 1"):
+            target.resume([Resume(ResumeMode.CONTINUE, thread_id=2)])
+
+
+class TestCodeBreakpoints:
+    def test_stops_before_the_instruction_and_not_again(self) -> None:
+        code = INC_EAX + b"\xeb\xfd"
+        with guest(code) as target:
+            target.insert_breakpoint(code_break(CODE))
+            for rounds in range(3):
+                event = go(target)
+                assert event.reason is StopReason.SWBREAK
+                assert register(target, "eax") == rounds + 1
+
+    def test_one_where_the_guest_was_moved_to_stops_at_once(self) -> None:
+        with guest(NOP * 8) as target:
+            target.insert_breakpoint(code_break(CODE + 4))
+            target.insert_breakpoint(code_break(CODE + 6))
+            go(target)
+            write(target, "eip", CODE + 6)
+            assert go(target).reason is StopReason.SWBREAK
+            assert register(target, "eip") == CODE + 6
+            assert register(target, "icount") == 4
+
+    def test_hardware_kind_is_told_apart(self) -> None:
+        with guest(NOP * 8) as target:
+            target.insert_breakpoint(Breakpoint(BreakpointKind.HARDWARE, CODE + 4, 1))
+            assert go(target).reason is StopReason.HWBREAK
+
+    def test_memory_is_never_patched(self) -> None:
+        with guest(NOP * 8) as target:
+            target.insert_breakpoint(code_break(CODE + 4))
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            target.breakpoints.apply()
+            assert target.machine.memory.read(CODE, 8) == NOP * 8
+
+    def test_condition_decides(self) -> None:
+        with guest(INC_EAX + b"\xeb\xfd") as target:
+            asked = []
+
+            def check() -> Verdict:
+                asked.append(register(target, "eax"))
+                return Verdict.STOP if register(target, "eax") == 5 else Verdict.GO_ON
+
+            target.insert_breakpoint(code_break(CODE, check=check))
+            assert go(target).reason is StopReason.SWBREAK
+            assert asked == [1, 2, 3, 4, 5]
+
+    def test_yield_executes_the_instruction_and_ends_the_stint(self) -> None:
+        with guest(INC_EAX * 20) as target:
+            asked = []
+
+            def check() -> Verdict:
+                asked.append(register(target, "eip"))
+                return Verdict.GO_ON_AND_YIELD
+
+            target.insert_breakpoint(code_break(CODE + 3, check=check))
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert target.run(10) is StintEnd.BUDGET
+            assert register(target, "eip") == CODE + 4
+            target.interrupt()
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert target.run(5) is StintEnd.BUDGET
+            assert asked == [CODE + 3]
+
+    def test_one_that_stops_wins_over_one_that_goes_on(self) -> None:
+        with guest(NOP * 8) as target:
+            target.insert_breakpoint(code_break(CODE + 4, check=lambda: Verdict.GO_ON))
+            target.insert_breakpoint(Breakpoint(BreakpointKind.HARDWARE, CODE + 4, 1))
+            assert go(target).reason is StopReason.HWBREAK
+
+    def test_removed_and_replaced(self) -> None:
+        with guest(NOP * 4 + JMP_SELF) as target:
+            target.insert_breakpoint(code_break(CODE + 2))
+            target.insert_breakpoint(code_break(CODE + 2, check=lambda: Verdict.GO_ON))
+            target.insert_breakpoint(code_break(CODE + 3))
+            target.remove_breakpoint(BreakpointKind.SOFTWARE, CODE + 3, 1)
+            target.remove_breakpoint(BreakpointKind.SOFTWARE, CODE + 1, 1)
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert target.run(100) is StintEnd.BUDGET
+
+    def test_real_mode_stop_whose_eip_is_not_the_address_is_a_plain_trap(self) -> None:
+        # At 20000h real_entry sets CS to 2000h: gdb's breakpoint is linear, EIP is an offset.
+        with guest(NOP * 8, bits=16, at=0x2_0000) as target:
+            assert register(target, "pc_linear") == 0x2_0000
+            target.insert_breakpoint(code_break(0x2_0004))
+            event = go(target)
+            assert (event.reason, event.signal) == (StopReason.SIGNAL, Signal.TRAP)
+            assert "0x00020004" in event.text
+            assert register(target, "eip") == 4
+
+    def test_address_beyond_32_bits_is_refused(self) -> None:
+        with guest(NOP) as target, pytest.raises(TargetError, match="32 bits"):
+            target.insert_breakpoint(code_break(1 << 32))
+
+    def test_they_survive_a_restart_but_not_a_detach(self) -> None:
+        with guest(NOP * 8 + JMP_SELF) as target:
+            target.insert_breakpoint(code_break(CODE + 4))
+            go(target)
+            target.restart()
+            assert go(target).reason is StopReason.SWBREAK
+            target.detach()
+            target.attach()
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert target.run(100) is StintEnd.BUDGET
+
+
+class TestWatchpoints:
+    CODE = mov_eax(7) + store_eax(DATA) + load_eax(DATA) + NOP * 4 + JMP_SELF
+
+    @pytest.mark.parametrize(
+        ("kind", "reason", "stops"),
+        [
+            (BreakpointKind.WRITE, StopReason.WATCH, [10]),
+            (BreakpointKind.READ, StopReason.RWATCH, [15]),
+            (BreakpointKind.ACCESS, StopReason.AWATCH, [10, 15]),
+        ],
+    )
+    def test_kinds(self, kind: BreakpointKind, reason: StopReason, stops: list[int]) -> None:
+        with guest(self.CODE) as target:
+            target.insert_breakpoint(Breakpoint(kind, DATA + 2, 2))
+            for offset in stops:
+                event = go(target)
+                assert (event.reason, event.address) == (reason, DATA + 2)
+                assert register(target, "eip") == CODE + offset
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert target.run(100) is StintEnd.BUDGET
+
+    def test_one_byte_beside_is_not_touched(self) -> None:
+        with guest(self.CODE) as target:
+            target.insert_breakpoint(Breakpoint(BreakpointKind.ACCESS, DATA + 4, 4))
+            target.insert_breakpoint(Breakpoint(BreakpointKind.ACCESS, DATA - 1, 1))
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert target.run(100) is StintEnd.BUDGET
+
+    def test_condition_and_step(self) -> None:
+        with guest(self.CODE) as target:
+            target.insert_breakpoint(Breakpoint(BreakpointKind.WRITE, DATA, 4, check=lambda: Verdict.GO_ON))
+            target.insert_breakpoint(Breakpoint(BreakpointKind.READ, DATA, 4))
+            assert go(target).reason is StopReason.RWATCH
+            target.restart()
+            step(target)
+            assert step(target).reason is StopReason.STEP
+            assert step(target).reason is StopReason.RWATCH
+
+    def test_the_debuggers_own_accesses_do_not_stop(self) -> None:
+        with guest(NOP * 4 + JMP_SELF) as target:
+            target.insert_breakpoint(Breakpoint(BreakpointKind.ACCESS, DATA, 4))
+            say(target, f"watch access phys {DATA:#x} 4")
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            target.run(2)
+            target.write_memory(DATA, b"abcd")
+            assert target.read_memory(DATA, 4) == b"abcd"
+            assert target.run(100) is StintEnd.BUDGET
+
+    @pytest.mark.parametrize(("address", "length"), [(0, 0), (0xFFFF_FFFF, 2)])
+    def test_bad_ranges_are_refused(self, address: int, length: int) -> None:
+        with guest(NOP) as target, pytest.raises(TargetError):
+            target.insert_breakpoint(Breakpoint(BreakpointKind.WRITE, address, length))
+
+
+class TestCatches:
+    def test_exception_stops_before_delivery_with_its_signal(self) -> None:
+        with guest(NOP + UD2) as target:
+            say(target, "catch ud")
+            event = go(target)
+            assert (event.reason, event.signal) == (StopReason.SIGNAL, Signal.ILL)
+            assert "#UD" in event.text
+            assert register(target, "eip") == CODE + 1
+
+    def test_signal_delivers_and_zero_tries_again(self) -> None:
+        with guest(NOP + UD2 + NOP * 4 + JMP_SELF) as target:
+            say(target, "catch ud")
+            go(target)
+            assert go(target).signal == Signal.ILL, "suppressed, the instruction raises it again"
+            target.write_memory(CODE + 1, NOP * 2)
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert target.run(100) is StintEnd.BUDGET, "the cause was mended"
+
+    def test_delivery_goes_to_the_handler(self) -> None:
+        with guest(NOP + UD2 + NOP * 4 + JMP_SELF) as target:
+            # The IDTR is real mode's, so delivery in protected mode fails: a triple fault shows that it was tried.
+            say(target, "catch ud")
+            go(target)
+            event = go(target, signal=Signal.ILL)
+            assert event.signal == Signal.ABRT
+            assert "1. #UD" in event.text
+
+    def test_trap_signals_are_delivered_whatever_gdb_passes(self) -> None:
+        with guest(INT3) as target:
+            say(target, "catch bp")
+            assert go(target).signal == Signal.TRAP
+            assert go(target, signal=0).signal == Signal.ABRT
+
+    def test_pass_signals_do_not_stop(self) -> None:
+        with guest(UD2) as target:
+            say(target, "catch ud")
+            target.pass_signals(frozenset({Signal.ILL}))
+            assert go(target).signal == Signal.ABRT
+            target.restart()
+            target.pass_signals(frozenset())
+            assert go(target).signal == Signal.ILL
+
+    def test_moving_eip_forgets_what_was_pending(self) -> None:
+        with guest(UD2 + UD2) as target:
+            say(target, "catch ud")
+            go(target)
+            write(target, "eip", CODE + 2)
+            assert go(target, signal=Signal.ILL).signal == Signal.ILL
+
+    def test_external_interrupt(self) -> None:
+        with guest(STI + JMP_SELF) as target:
+            say(target, "catch irq")
+            event = go(target, budget=1_000_000, stints=200)
+            assert event.signal == Signal.USR1
+            assert "external interrupt, vector 0x08" in event.text
+
+
+class TestTripleFault:
+    def test_stops_with_the_chain(self) -> None:
+        with guest(UD2) as target:
+            event = go(target)
+            assert (event.reason, event.signal) == (StopReason.SIGNAL, Signal.ABRT)
+            lines = event.text.splitlines()
+            assert lines[0].startswith("Triple fault")
+            assert lines[1].startswith("  1. #UD")
+            assert f"0008:{CODE:08x}" in lines[1]
+            assert any("#DF" in line for line in lines)
+            assert "shut down" in target.threads()[0].extra
+
+    def test_signal_lets_the_reset_happen(self) -> None:
+        with guest(INC_EAX + UD2) as target:
+            go(target)
+            event = step(target, signal=Signal.ABRT)
+            assert event.reason is StopReason.STEP
+            assert (register(target, "eip"), register(target, "eax")) == (CODE, 0)
+            assert target.machine.resets == 1
+
+    def test_signal_0_tries_again(self) -> None:
+        with guest(UD2 + JMP_SELF) as target:
+            go(target)
+            target.write_memory(CODE, NOP * 2)
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert target.run(100) is StintEnd.BUDGET
+
+    def test_without_a_debugger_the_run_ends_with_status_3(self) -> None:
+        with guest(UD2) as target:
+            target.detach()
+            event = go(target)
+            assert (event.reason, event.status) == (StopReason.EXITED, TRIPLE_FAULT_STATUS)
+            assert "#UD" in target.unseen_text
+
+    def test_detaching_in_shutdown_ends_the_run_too(self) -> None:
+        with guest(UD2) as target:
+            go(target)
+            target.detach()
+            event = go(target)
+            assert (event.reason, event.status) == (StopReason.EXITED, TRIPLE_FAULT_STATUS)
+
+
+class TestLifeAndDeath:
+    def test_debug_exit(self) -> None:
+        with guest(out_exit(0x10)) as target:
+            event = go(target)
+            assert (event.reason, event.status) == (StopReason.EXITED, 0x21)
+            with pytest.raises(TargetError, match="ended"):
+                target.resume([Resume(ResumeMode.CONTINUE)])
+
+    def test_restart_is_the_first_start_again(self) -> None:
+        with guest(mov_eax(7) + store_eax(DATA) + out_exit(0)) as target:
+            first = target.machine.cpu.state.pack()
+            go(target)
+            event = target.restart()
+            assert (event.reason, event.signal) == (StopReason.SIGNAL, Signal.TRAP)
+            assert target.machine.cpu.state.pack() == first
+            assert register(target, "icount") == 0
+            assert target.read_memory(DATA, 4) == bytes(4)
+            assert go(target).reason is StopReason.EXITED
+
+    def test_reset_by_the_guest_goes_on(self) -> None:
+        # OUT 64h, FEh: the keyboard controller pulls RESET; the second time the byte at DATA is set, so it ends.
+        code = b"\x80\x3d" + DATA.to_bytes(4, "little") + b"\x01\x74\x0b"  # cmp byte [DATA], 1; je +11
+        code += b"\xc6\x05" + DATA.to_bytes(4, "little") + b"\x01" + b"\xb0\xfe\xe6\x64"
+        code += out_exit(3)
+        with guest(code) as target:
+            event = go(target)
+            assert (event.reason, event.status) == (StopReason.EXITED, 7)
+            assert target.machine.resets == 1
+
+    def test_kill(self) -> None:
+        with guest(JMP_SELF) as target:
+            target.kill()
+            assert target.read_memory(CODE, 2) == JMP_SELF
+            with pytest.raises(TargetError):
+                target.resume([Resume(ResumeMode.CONTINUE)])
+            target.restart()
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert target.run(10) is StintEnd.BUDGET
+
+    def test_detach_forgets_what_the_debugger_wanted(self) -> None:
+        with guest(NOP * 8 + JMP_SELF) as target:
+            target.insert_breakpoint(code_break(CODE + 1))
+            say(target, f"break {CODE + 2:#x}")
+            say(target, "catch all")
+            say(target, "until-icount 3")
+            say(target, "memory physical")
+            target.pass_signals(frozenset({Signal.ILL}))
+            target.detach()
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert target.run(100) is StintEnd.BUDGET
+            debug = target.machine.debug
+            assert not debug.breakpoints
+            assert not debug.caught_vectors
+            assert not debug.catch_interrupts
+            assert not target.physical
+
+
+def test_same_stops_twice() -> None:
+    def record() -> list[tuple[object, ...]]:
+        code = STI + mov_ecx(2000) + INC_EAX + b"\xe2\xfd" + store_eax(DATA) + out_exit(1)
+        stops = []
+        with guest(code) as target:
+            target.insert_breakpoint(code_break(CODE + 6, check=lambda: Verdict.GO_ON))
+            target.insert_breakpoint(Breakpoint(BreakpointKind.WRITE, DATA, 4))
+            say(target, "until-icount 555")
+            for _ in range(3):
+                event = go(target, budget=100, stints=1000)
+                stops.append((event, register(target, "icount"), target.machine.cpu.state.pack()))
+        return stops
+
+    assert record() == record()
+
+
+def test_resumed_run_can_be_finished_step_by_step() -> None:
+    with guest(INC_EAX * 3 + out_exit(0)) as target:
+        for _ in range(4):
+            assert step(target).reason is StopReason.STEP
+        target.resume([Resume(ResumeMode.STEP)])
+        outcome = finish(target)
+        if outcome.reason is StopReason.STEP:  # the request to exit is seen at the next boundary
+            outcome = step(target)
+        assert (outcome.reason, outcome.status) == (StopReason.EXITED, 1)
