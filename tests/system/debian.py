@@ -94,8 +94,8 @@ def memtest() -> Path:
     begins with a boot sector: see `memtest_floppy`.
 
     It runs on a 486 as well, without CPUID's TSC, PAE or CMOV. Where CPUID has PAE it turns PAE paging on (CR4 = 20h).
-    It executes FNINIT when it starts, and x87 arithmetic (FILD, FDIVRP, FCOM, FISTP) from 1B93Eh when it has measured
-    a speed, with CR0.EM and CR0.TS clear.
+    It executes FNINIT when it starts, and divides 64-bit integers with x87 (FILD, FDIVRP, FCOM, FISTP at 1B93Eh), with
+    CR0.EM and CR0.TS clear. Where those do nothing the tests run all the same; the time that it shows is wrong.
     """
     return _package("memtest86+") / "boot/memtest86+ia32.bin"
 
@@ -130,7 +130,8 @@ def grub_floppy() -> Path:
     written into it before each call. No FPU, CMOV or paging.
 
     Time: with a TSC in CPUID it measures it against 8254 channel 2 in mode 0 (43h = B0h), 65,535 ticks, polling bit 5
-    of port 61h. That is 55 ms of guest time, so 55 million instructions at one per nanosecond.
+    of port 61h. That is 55 ms of guest time, so 55 million instructions at one per nanosecond. With those the menu is
+    there 180 million instructions after the boot sector; `Welcome to GRUB!` comes after 12 to 20 million.
     """
     return _built("grub-floppy.img", "grub-rescue-pc", "usr/lib/grub-rescue/grub-rescue-floppy.img", _as_floppy)
 
