@@ -2,7 +2,6 @@
 # and some memory, to the debug console (port E9h). It ends the run through isa-debug-exit.
 #
 # Entry: vector, FLAGS, EAX EBX ECX EDX ESI EDI EBP, DS ES, what to dump: offset, segment, length; 42 bytes.
-        .code16
         .set    TABLE, 0x8000
         .set    SECTORS, 16
         .set    ENTRY_BYTES, 42

@@ -1,8 +1,5 @@
 """BIOS calls made by a boot sector, under QEMU with SeaBIOS and in our PC, and what each call returned."""
 
-import functools
-import os
-import shutil
 import struct
 import subprocess
 import tempfile
@@ -13,6 +10,7 @@ from pathlib import Path
 from machine.debug import StopKind
 from machine.devices.rtc import START_DATE
 from machine.disk import Disk, Media
+from tests.machine.bios.assembly import assemble, tool
 from tests.machine.bios.pc import Pc
 
 SOURCE = Path(__file__).with_name("probe.S")
@@ -93,29 +91,10 @@ class Entry:
     ss: int
 
 
-@functools.cache
 def boot_code() -> bytes:
     """The boot sector, assembled."""
-    with tempfile.TemporaryDirectory() as directory:
-        target = Path(directory) / "probe.o"
-        image = Path(directory) / "probe.bin"
-        gcc, ld = shutil.which("gcc"), shutil.which("ld")
-        assert gcc, "gcc is needed for this test: `make test` installs it"
-        assert ld, "ld is needed for this test: `make test` installs it"
-        subprocess.run([gcc, "-m32", "-c", SOURCE, "-o", target], check=True, timeout=60)
-        link: list[str | os.PathLike[str]] = [
-            ld,
-            "-m",
-            "elf_i386",
-            "-Ttext=0x7c00",
-            "--oformat=binary",
-            "-o",
-            image,
-            target,
-        ]
-        subprocess.run(link, check=True, timeout=60)
-        code = image.read_bytes()
-    assert len(code) <= 446
+    code = assemble(SOURCE.read_text())
+    assert len(code) <= 510
     return code
 
 
@@ -154,8 +133,7 @@ def parse(data: bytes, calls: Sequence[Call]) -> tuple[Entry, list[Result]]:
 
 def run_qemu(data: bytes, calls: Sequence[Call], media: Media, ram_mib: int = 16) -> tuple[Entry, list[Result]]:
     """Boot the image under QEMU."""
-    qemu = shutil.which("qemu-system-i386")
-    assert qemu, "qemu-system-i386 is needed for this test: `make test` installs it"
+    qemu = tool("qemu-system-i386")
     with tempfile.TemporaryDirectory() as directory:
         path, output = Path(directory) / "image", Path(directory) / "output"
         path.write_bytes(data)
