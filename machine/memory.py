@@ -65,6 +65,7 @@ class PhysicalMemory:
         self.ram8 = memoryview(self.ram)
         self.page_flags = bytearray(ram_bytes >> PAGE_SHIFT)
         self.write_observers: list[WriteObserver] = []
+        self.flag_observers: list[Callable[[int], None]] = []
         self.a20_observers: list[Callable[[], None]] = []
         self._a20_mask = (1 << 64) - 1
         self._devices: list[tuple[int, int, MemoryDevice]] = []
@@ -95,6 +96,12 @@ class PhysicalMemory:
             self._a20_mask = mask
             for observer in self.a20_observers:
                 observer()
+
+    def flag_page(self, ram_page: int, flag: int) -> None:
+        """Set a flag of a page; whoever caches the right to write to it is told."""
+        self.page_flags[ram_page] |= flag
+        for observer in self.flag_observers:
+            observer(ram_page)
 
     def map_device(self, first: int, length: int, device: MemoryDevice) -> None:
         """Give `length` bytes from physical `first` on to `device`; whole pages, outside RAM or in the PC hole."""

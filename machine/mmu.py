@@ -63,6 +63,7 @@ class Mmu:
         self.on_access: AccessObserver | None = None
         self.aligned_only = False
         memory.write_observers.append(self._table_written)
+        memory.flag_observers.append(self._forget_writes)
         memory.a20_observers.append(self.flush)
 
     def set_user(self, user: bool) -> None:
@@ -100,7 +101,7 @@ class Mmu:
             writes.pop(page, None)
         self.entries.pop(page, None)
 
-    def protect_page(self, ram_page: int) -> None:
+    def _forget_writes(self, ram_page: int) -> None:
         """A page of RAM got a flag: from now on writes to it take the slow path."""
         base = ram_page << PAGE_SHIFT
         for _, writes in self._tlbs:
@@ -136,9 +137,8 @@ class Mmu:
         for table in translation.tables:
             at = memory.ram_address(table)
             if at >= 0 and not memory.page_flags[at >> PAGE_SHIFT] & HOLDS_TABLE:
-                memory.page_flags[at >> PAGE_SHIFT] |= HOLDS_TABLE
                 self._table_pages.add(at >> PAGE_SHIFT)
-                self.protect_page(at >> PAGE_SHIFT)
+                memory.flag_page(at >> PAGE_SHIFT, HOLDS_TABLE)
         page = linear >> PAGE_SHIFT
         physical = translation.physical & ~0xFFF
         self.entries[page] = TlbEntry(

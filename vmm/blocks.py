@@ -135,9 +135,7 @@ class BlockCache:
         if len(self._pages) >= MAX_PAGES:
             self.clear()
         page = self._pages[ram_page] = CodePage(ram_page)
-        memory = self.cpu.memory
-        memory.page_flags[ram_page] |= HOLDS_CODE
-        self.cpu.mmu.protect_page(ram_page)
+        self.cpu.memory.flag_page(ram_page, HOLDS_CODE)
         return page
 
     def _loose_block(self, linear: int, physical: int, big: bool) -> Block:

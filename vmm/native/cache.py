@@ -1,0 +1,203 @@
+"""The translation cache (TC): an append-only buffer of emitted code, its fixed stubs, and the way in.
+
+It must not know guest instructions; fragments are placed into it by whoever translates.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Callable
+from enum import IntEnum
+
+from vmm.native import hostmemory, stateblock
+from vmm.native.assembler import Assembler
+from vmm.native.operands import (
+    EAX,
+    EBP,
+    EBX,
+    ECX,
+    EDI,
+    EDX,
+    ESI,
+    R8D,
+    R9D,
+    R10,
+    R11,
+    R12,
+    R12D,
+    R13,
+    R14,
+    R15,
+    RAX,
+    RBP,
+    RBX,
+    RSP,
+)  # fmt: skip
+from vmm.native.signals import CORE
+from vmm.native.stateblock import StateBlock, field, gpr
+
+TC_BYTES = 64 << 20
+CALL_STACK_BYTES = 64 << 10
+_STUBS_BYTES = 1024
+_FILL = 0xCC
+
+# Where the guest's registers live while emitted code runs, in the order of their encodings: ESP alone is moved.
+GUEST_REGISTERS = (EAX, ECX, EDX, EBX, R12D, EBP, ESI, EDI)
+GUEST_ESP = R12D
+# R8 and R9 are scratch; R10 counts instructions down; R11 points GUARD_BIAS above a page below which nothing is mapped.
+GUARD_BIAS = 63
+_CALLEE_SAVED = (RBP, RBX, R12, R13, R14, R15)
+
+
+class Exit(IntEnum):
+    """Why emitted code came back to Python."""
+
+    MISS = 1  # R8D: the guest address that has no fragment
+    LINK = 2  # the same, and R9D: the offset of the rel32 that can be pointed at the fragment
+    CALLOUT = 3  # R8D: the address of an instruction to be interpreted
+    FAULT = 4  # a signal: see the fault fields
+
+
+class TranslationCache:
+    """The memory of one engine's translations.
+
+    Attributes:
+        state: the state block.
+        host: address of offset 0 as the CPU sees it.
+        position: offset of the next free byte.
+        guard: host address of the page whose lower neighbour faults: the budget check.
+    """
+
+    def __init__(self) -> None:
+        self.state = StateBlock()
+        self.host = CORE.acquire(TC_BYTES)
+        self._fd = os.memfd_create("translation-cache")
+        os.ftruncate(self._fd, TC_BYTES)
+        self.data = mmap.mmap(self._fd, TC_BYTES)
+        hostmemory.map_executable(TC_BYTES, self._fd, host=self.host)
+        self._guards = hostmemory.reserve(2 * 4096)
+        self.guard = self._guards + 4096
+        hostmemory.map_anonymous(4096, host=self.guard)
+        self._stacks = hostmemory.reserve(CALL_STACK_BYTES + 2 * 4096)
+        hostmemory.map_anonymous(CALL_STACK_BYTES, host=self._stacks + 4096)
+        self.position = 0
+        self.exits: dict[Exit, int] = {}
+        enter = self._emit_stubs()
+        self.enter: Callable[[], None] = ctypes.PYFUNCTYPE(None)(enter)
+        self.reset_call_stack()
+
+    def close(self) -> None:
+        """Give everything back; no emitted code may be running."""
+        hostmemory.unmap(self.host, TC_BYTES)
+        CORE.give_back(self.host)
+        self.data.close()
+        os.close(self._fd)
+        hostmemory.release(self._guards, 2 * 4096)
+        hostmemory.release(self._stacks, CALL_STACK_BYTES + 2 * 4096)
+        self.state.close()
+
+    def reset_call_stack(self) -> None:
+        """Forget the return addresses of guest calls: they are hints, and a guard page was hit."""
+        self.state.quads[stateblock.CALL_STACK] = self._stacks + 4096 + CALL_STACK_BYTES - 64
+
+    def is_call_stack_guard(self, host: int) -> bool:
+        """Whether a fault address is just outside the stack of guest calls."""
+        return self._stacks <= host < self._stacks + CALL_STACK_BYTES + 2 * 4096
+
+    def is_budget_guard(self, host: int) -> bool:
+        """Whether a fault address says that the budget is used up."""
+        return self._guards <= host < self.guard
+
+    @property
+    def free_bytes(self) -> int:
+        """Room for more code."""
+        return TC_BYTES - self.position
+
+    def assembler(self, align: int = 16) -> Assembler:
+        """An assembler for code at the next free position."""
+        self.position = (self.position + align - 1) & -align
+        return Assembler(self.host + self.position)
+
+    def place(self, code: bytes) -> int:
+        """Append code; returns its offset."""
+        at = self.position
+        self.data[at : at + len(code)] = code
+        self.position = at + len(code)
+        return at
+
+    def point(self, at: int, target: int) -> None:
+        """Let the rel32 at offset `at` reach offset `target`."""
+        self.data[at : at + 4] = (target - (at + 4)).to_bytes(4, "little", signed=True)
+
+    def clear(self) -> None:
+        """Drop everything but the stubs."""
+        self.data[_STUBS_BYTES : self.position] = bytes([_FILL]) * (self.position - _STUBS_BYTES)
+        self.position = _STUBS_BYTES
+
+    def _emit_stubs(self) -> int:
+        """Offset 0: the miss stub, to which empty dispatch entries lead. Then the other exits and the way in."""
+        assembler = Assembler(self.host)
+        emit = assembler.emit
+        exit_offsets: dict[Exit, int] = {}
+        common: list[int] = []
+        for reason in (Exit.MISS, Exit.LINK, Exit.CALLOUT, Exit.FAULT):
+            exit_offsets[reason] = len(assembler.code)
+            if reason is not Exit.FAULT:
+                emit("mov", field("eip"), R8D)
+            if reason is Exit.LINK:
+                emit("mov", field("detail"), R9D)
+            emit("mov", field("reason"), int(reason))
+            common.append(assembler.jump_to("jmp", self.host))
+        exit_at = len(assembler.code)
+        for at in common:
+            assembler.code[at : at + 4] = (exit_at - (at + 4)).to_bytes(4, "little", signed=True)
+        _emit_exit(assembler)
+        assembler.align(16)
+        enter = assembler.here
+        _emit_enter(assembler, self.state.host, self.host, self.guard + GUARD_BIAS)
+        code = assembler.finish()
+        assert len(code) <= _STUBS_BYTES
+        self.place(code)
+        self.position = _STUBS_BYTES
+        self.exits = exit_offsets
+        self.state.quads[stateblock.OFFSETS["fault_exit"] // 8] = self.host + exit_offsets[Exit.FAULT]
+        return enter
+
+
+def _emit_exit(assembler: Assembler) -> None:
+    """Save the guest's registers, flags and budget; return to the caller in C with DF clear, as the ABI wants it."""
+    emit = assembler.emit
+    for number, register in enumerate(GUEST_REGISTERS):
+        emit("mov", gpr(number), register)
+    emit("mov", field("call_stack"), RSP)
+    emit("mov", RSP, field("host_rsp"))
+    emit("pushfq")
+    emit("pop", field("flags"))
+    emit("cld")
+    emit("mov", field("budget"), R10)
+    for register in reversed(_CALLEE_SAVED):
+        emit("pop", register)
+    emit("ret")
+
+
+def _emit_enter(assembler: Assembler, state: int, host: int, guard: int) -> None:
+    """Load the guest's registers, flags, window and budget; go to state.target."""
+    emit = assembler.emit
+    for register in _CALLEE_SAVED:
+        emit("push", register)
+    emit("mov", R15, state)
+    emit("mov", field("host_rsp"), RSP)
+    emit("mov", RAX, field("window"))
+    emit("wrgsbase", RAX)
+    emit("mov", R14, field("dispatch"))
+    emit("mov", R13, host)
+    emit("mov", R11, guard)
+    emit("mov", R10, field("budget"))
+    emit("push", field("flags"))
+    emit("popfq")
+    emit("mov", RSP, field("call_stack"))
+    for number, register in enumerate(GUEST_REGISTERS):
+        emit("mov", register, gpr(number))
+    emit("jmp", field("target"))
