@@ -176,6 +176,17 @@ def test_the_screen_shows_title_time_and_output() -> None:
     assert row[::2].decode().rstrip() == "demo> sleep 350"
 
 
+def test_the_screen_scrolls_below_its_title() -> None:
+    printed = shell("help;help;peek c00b8002 16;peek c00b80a0 16")
+    title, top = (
+        bytes.fromhex(found)[::2].decode() for found in re.findall(r"^c00b8\w{3}  (.*)$", printed, re.MULTILINE)
+    )
+    assert title == "trapgate"
+    # While the second peek prints, its line is the last of the 24 below the title.
+    lines = printed.splitlines()
+    assert top == lines[len(lines) - 24][:8]
+
+
 def test_mem_shows_the_loaders_map() -> None:
     printed = demo("run=mem;poweroff").serial
     assert re.search(r"RAM +\d+ KiB, of which the kernel uses the first 16384\n", printed)

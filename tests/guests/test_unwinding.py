@@ -1,5 +1,6 @@
 """The demo kernel's call frame information: stock gdb walks from the kernel through every kind of entry into ring 3."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,22 @@ def test_every_step_on_the_way_back_has_its_caller(target: str, leave: str, gdb:
 
 
 @BOTH_GDBS
+def test_every_step_of_an_interrupt_in_ring_0_has_its_caller(target: str, gdb: Path) -> None:
+    """There the CPU pushes neither SS nor ESP: what was interrupted had its ESP just above the three words pushed."""
+    each = ("echo <<<\\n", "backtrace", "echo >>>\\n", "frame 1", "print $esp - $interrupted", "stepi")
+    start = ("break *vector_32", "continue", "delete", "set $interrupted = $esp + 12")
+    parts = debug(target, *start, *(each * 16), gdb=gdb).output.split("<<<")[1:]
+    seen = set()
+    for part in parts:
+        trace, _, rest = part.partition(">>>")
+        names = frames(trace)
+        seen.add(names[0])
+        assert names[-3:] == ["wait_for_interrupt", "idle", "thread_begin"]
+        assert names[0] == "trap" or re.search(r"^\$\d+ = 0$", rest, re.MULTILINE)
+    assert {"vector_32", "trap_entry", "trap"} <= seen
+
+
+@BOTH_GDBS
 def test_registers_of_ring_3_are_found_from_within_the_kernel(target: str, gdb: Path) -> None:
     show = "print/x {$esp, $ebx, $esi, $edi, $cs, $ss, $ds}"
     output = debug(
@@ -119,6 +136,29 @@ def test_registers_of_ring_3_are_found_from_within_the_kernel(target: str, gdb: 
     assert len(values) == 2
     assert values[0] == values[1]
     assert values[0].endswith("0x1b, 0x23, 0x23}")
+
+
+@pytest.mark.parametrize(
+    ("text", "length_bytes", "result"),
+    [
+        ("0xc0100000", 4, -1),  # the kernel's
+        ("0xbfffffff", 2, -1),  # runs into the kernel's
+        ("0x1000", 4, -1),  # nobody's
+        ("0x400000", 4, 4),
+        ("0x400000", 1000, 128),
+        ("0x401ffe", 4, -1),  # runs out of the program
+    ],
+)
+def test_the_kernel_writes_only_what_the_task_can_read(target: str, text: str, length_bytes: int, result: int) -> None:
+    """A system call of the task `primes`, with other arguments put in before its `int $0x80`."""
+    output = debug(
+        target,
+        *("break *system_call", "continue", "delete", "stepi 7"),
+        *("set $eax = 2", f"set $ebx = {text}", f"set $esi = {length_bytes}"),
+        *("break *($pc + 2) if current == &tasks[2]", "continue", "print $eax", "print/x $cs"),
+        gdb=gdbs()[0],
+    ).output
+    assert f"$1 = {result}\n$2 = 0x1b\n" in output
 
 
 @BOTH_GDBS
