@@ -74,8 +74,14 @@ static int sys_map_screen(uint32_t unused, uint32_t unused_too)
 }
 
 static system_call *const system_calls[SYS_COUNT] = {
-    [SYS_EXIT] = sys_exit,   [SYS_WRITE] = sys_write, [SYS_YIELD] = sys_yield, [SYS_SLEEP] = sys_sleep,
-    [SYS_GETPID] = sys_getpid, [SYS_TICKS] = sys_ticks, [SYS_HERTZ] = sys_hertz, [SYS_MAP_SCREEN] = sys_map_screen,
+    [SYS_EXIT] = sys_exit,
+    [SYS_WRITE] = sys_write,
+    [SYS_YIELD] = sys_yield,
+    [SYS_SLEEP] = sys_sleep,
+    [SYS_GETPID] = sys_getpid,
+    [SYS_TICKS] = sys_ticks,
+    [SYS_HERTZ] = sys_hertz,
+    [SYS_MAP_SCREEN] = sys_map_screen,
 };
 
 /* Do what the registers in `frame` ask for and leave the result in its EAX. */

@@ -1,5 +1,6 @@
-/* A triple fault in four steps: an undefined instruction, whose gate is not present (#NP, error code 32h), whose gate is
-   not present either (a contributory fault in the delivery of another: #DF), whose gate is not present. */
+/* A triple fault in four steps: an undefined instruction, whose gate is not present (#NP, error code 33h: vector 6, in the
+   IDT, while delivering an exception; QEMU leaves out that last bit), whose gate is not present either (a contributory
+   fault in the delivery of another: #DF), whose gate is not present. */
 #include "tiny.h"
 
         MULTIBOOT
