@@ -3,13 +3,14 @@
 It owns the register values that the boot protocols ask for; it must not know where the image came from, nor run it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from machine.memory import PhysicalMemory
 from machine.state import (
     CR0_ET,
     CR0_PE,
     CS,
+    EDX,
     SEG_ACCESSED,
     SEG_CODE,
     SEG_DB,
@@ -127,14 +128,14 @@ def reset_entry() -> EntryState:
     """The reset vector of the BIOS, F000:FFF0 with the base of the top 64 KiB."""
     data = SegmentEntry(0, 0, 0xFFFF, _DATA)
     code = SegmentEntry(0xF000, 0xFFFF_0000, 0xFFFF, _DATA)
-    state = EntryState(
-        gpr=(0, 0, CpuState().gpr[2], 0, 0, 0, 0, 0),
+    after_reset = CpuState()
+    return EntryState(
+        gpr=(0, 0, after_reset.gpr[EDX], 0, 0, 0, 0, 0),
         eip=0xFFF0,
-        segments=(data,) * 6,
-        cr0=CpuState().cr0,
+        segments=(data, code, data, data, data, data),
+        cr0=after_reset.cr0,
         idtr=(0, 0xFFFF),
     )
-    return replace(state, segments=(data, code, data, data, data, data))
 
 
 def apply(entry: EntryState, cpu: CpuState, memory: PhysicalMemory) -> None:

@@ -55,8 +55,6 @@ SETUP_HEADER = Struct(
     "cmdline_size" / Int32ul,
 )
 # Offsets in the boot parameters ("zero page").
-_SCREEN_INFO = 0x000
-_EXT_MEM_K = 0x002
 _ALT_MEM_K = 0x1E0
 _E820_ENTRIES = 0x1E8
 _E820_TABLE = 0x2D0

@@ -97,6 +97,11 @@ def test_real_mode_entry(address: int, entry: int | None, selector: int, ip: int
     assert (loaded.entry.eip, loaded.entry.linear) == (ip, address if entry is None else entry)
 
 
+def test_address_zero_is_one() -> None:
+    loaded = load(b"\xf4" * 3, LoadOptions(load_address=0, entry=2))
+    assert (loaded.writes[0].physical, loaded.entry.eip) == (0, 2)
+
+
 def test_an_address_makes_any_image_flat() -> None:
     assert load(PLAIN_ELF, LoadOptions(load_address=0x100000)).kind is ImageKind.FLAT
     assert load(PLAIN_ELF, LoadOptions(load_address=0x100000, kind=ImageKind.ELF)).kind is ImageKind.ELF
@@ -136,7 +141,7 @@ def test_multiboot_2_is_named() -> None:
         (b"#!/bin/sh\n", LoadOptions(), "a script"),
         (bytes(100), LoadOptions(), "100 bytes, no multiboot or ELF header"),
         (bytes(0x8001) + b"CD001", LoadOptions(), "CD-ROM image without a boot sector"),
-        (b"\x01" * 600, LoadOptions(), r"0101 instead of 55aa at offset 510 \(0x1fe\)"),
+        (bytes(range(256)) * 3, LoadOptions(), r"feff instead of 55aa at offset 510 \(0x1fe\)"),
         (b"x", LoadOptions(load_address=64 << 20), "does not fit into 64 MiB"),
         (b"x", LoadOptions(load_address=0xA0000), "video memory and ROM"),
         (b"x", LoadOptions(load_address=-1), "must be 32-bit numbers"),

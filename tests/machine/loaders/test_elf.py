@@ -2,7 +2,7 @@
 
 import pytest
 
-from machine.loaders import ImageError, ImageKind, LoadOptions, elf, load
+from machine.loaders import ImageError, ImageKind, LoadOptions, load
 from machine.loaders.entry import STACK_TOP
 from tests.machine.loaders.images import ElfSection, ElfSegment, elf_image, read
 
@@ -58,7 +58,7 @@ def test_headers_placed_below_1_mib_are_dropped() -> None:
     assert write.data == elf_image([straddling])[0x10:0x20]
 
 
-@pytest.mark.parametrize("flags", [5, 6, 7])
+@pytest.mark.parametrize("flags", [1, 2, 5, 6, 7])
 def test_code_and_data_in_the_hole_are_refused(flags: int) -> None:
     with pytest.raises(ImageError, match="reaches into the video memory and ROM"):
         load(elf_image([ElfSegment(b"text", 0xF0000, flags=flags)]))
@@ -80,6 +80,8 @@ BIG_ENDIAN = b"\x7fELF\x01\x02\x01".ljust(16, b"\0")
         (elf_image(one(), ident=b"\x7fELF\x07\x01".ljust(16, b"\0")), r"ELF class 7 unknown"),
         (elf_image(one(), machine=62), r"another machine: x86-64, not i386 \(offset 0x12\)"),
         (elf_image(one(), machine=9999), r"another machine: 9999"),
+        (elf_image(one(), machine=183), "another machine: AArch64"),
+        (elf_image(one(), machine=40), "another machine: ARM,"),
         (elf_image(one(), type=1), r"a relocatable object, not an executable \(offset 0x10\)"),
         (elf_image(one(), type=3), r"a shared object or position-independent executable"),
         (elf_image(one(), type=77), r"of type 77"),
@@ -111,7 +113,11 @@ BIG_ENDIAN = b"\x7fELF\x01\x02\x01".ljust(16, b"\0")
         ),
         (elf_image(one(), [ElfSection(b"x", 1)], shentsize=64), r"section headers of 64 bytes each, not 40"),
         (elf_image(one(), [ElfSection(b"x", 1)])[:-1], r"truncated: ELF section header 0"),
-        (elf_image(one(), [ElfSection(b"x", elf.SHT_SYMTAB, fields={"size": 0x1000})]), r"truncated: ELF section"),
+        (
+            elf_image(one(), [ElfSection(b"x", 2, fields={"size": 0x1000})]),
+            r"truncated: ELF section header 0 at offset 0x59 needs the file up to 0x1058, it has 0x81 bytes",
+        ),
+        (elf_image(one(), [ElfSection(b"x", 3, fields={"offset": 0x82})]), r"truncated: ELF section"),
     ],
 )
 def test_bad_files(image: bytes, message: str) -> None:

@@ -104,10 +104,10 @@ def test_modules_without_name(text: str) -> None:
 def test_elf_sections_reach_the_kernel() -> None:
     sections = [
         ElfSection(b"", 0),
-        ElfSection(b"symbols!", elf.SHT_SYMTAB),
-        ElfSection(b"\0names\0", elf.SHT_STRTAB),
+        ElfSection(b"symbols!", 2),
+        ElfSection(b"\0names\0", 3),
         ElfSection(b"debugging", 1),
-        ElfSection(b"\0alloc\0", elf.SHT_STRTAB, flags=elf.SHF_ALLOC, address=0x100010),
+        ElfSection(b"\0alloc\0", 3, flags=2, address=0x100010),
     ]
     loaded = load(multiboot_elf(sections=sections))
     info = information(loaded)

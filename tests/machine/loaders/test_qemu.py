@@ -158,6 +158,25 @@ def test_modules(pair: tuple[Dump, LoadedImage]) -> None:
         assert pair[0].read(their.mod_start, length) == read(pair[1].writes, our.mod_start, length)
 
 
+def test_symbols_of_a_linked_kernel(pair: tuple[Dump, LoadedImage]) -> None:
+    ours = image_information(pair[1])
+    if not ours.flags & multiboot.INFO_ELF_SECTIONS:
+        assert (ours.elf_num, ours.elf_addr) == (0, 0)  # the flat kernel has none
+        return
+    table = [
+        struct.unpack("<10I", read(pair[1].writes, ours.elf_addr + 40 * index, 40)) for index in range(ours.elf_num)
+    ]
+    (symbols,) = [section for section in table if section[1] == 2]
+    strings = table[symbols[6]]
+    names = read(pair[1].writes, strings[3], strings[5])
+    found = {}
+    for at in range(symbols[3], symbols[3] + symbols[5], 16):
+        name, value = struct.unpack("<II", read(pair[1].writes, at, 8))
+        found[names[name : names.index(b"\0", name)]] = value
+    assert found[b"_start"] == pair[1].entry.eip
+    assert read(pair[1].writes, found[b"marker"], 18) == b"data of the kernel"
+
+
 def test_kernel_bytes(pair: tuple[Dump, LoadedImage]) -> None:
     kernel = [write for write in pair[1].writes if write.what.startswith(("ELF segment", "multiboot kernel"))]
     assert kernel
