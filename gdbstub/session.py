@@ -191,7 +191,6 @@ class Session:
         if not self.debuggee.claim(self):
             raise PacketError("another debugger controls the guest; this session is read-only", EBUSY)
         self.role = Role.CONTROLLER
-        self.has_resumed = False
 
     def detach(self) -> None:
         """Give up control, and let the guest run on."""
@@ -238,8 +237,8 @@ class Session:
                 self._output += b"+"
             self._handle_packet(item.payload)
         elif isinstance(item, Interrupt):
-            # A Ctrl-C that comes when the guest has stopped already has got its answer with that stop.
-            if self.controls and self._awaiting_stop:
+            # One that comes when the guest has stopped already has got its answer with that stop.
+            if self.controls:
                 self.debuggee.interrupt()
         elif isinstance(item, Ack):
             if not item.good and self.acknowledging:

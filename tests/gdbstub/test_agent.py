@@ -225,6 +225,7 @@ def printf_code(template: bytes, *arguments: int) -> str:
         (rb"plain\n", (), b"plain\n"),
         (b"%d %d", (5, -5), b"5 -5"),
         (b"%u", (-1,), b"4294967295"),
+        (b"%i", (-1,), b"-1"),
         (b"%d", (0xFFFFFFFF,), b"-1"),
         (b"%lld %llu %llx", (-1, -1, -1), b"-1 18446744073709551615 ffffffffffffffff"),
         (b"%ld %lu", (-1, -1), b"-1 4294967295"),

@@ -124,6 +124,12 @@ def test_bad_checksum(stream: bytes) -> None:
     assert read_all(stream) == [BadChecksum(b"OK")]
 
 
+@pytest.mark.parametrize("digits", [b" 9", b"+9", b"9\n", b"9 "])
+def test_checksum_is_two_digits(digits: bytes) -> None:
+    assert read_all(b"$\x09#" + digits) == [BadChecksum(b"\x09")]
+    assert read_all(b"$\x09#09") == [Packet(b"\x09")]
+
+
 def test_new_packet_in_the_middle_of_one() -> None:
     assert read_all(b"$OKOK$$OK#9a") == [Packet(b"OK")]
 

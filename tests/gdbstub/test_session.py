@@ -134,10 +134,12 @@ def test_second_client_stays_read_only_when_the_first_leaves_until_it_attaches()
 
 def test_vanishing_leaves_a_stopped_guest_stopped_without_breakpoints() -> None:
     first = Talk()
+    first.ask(b"qSupported:swbreak+")
     first.ask(b"Z0,1011,1")
     first.ask(b"Z2,2000,4")
     first.ask(b"QPassSignals:4")
-    assert first.ask(b"c").startswith(b"T05")
+    assert first.ask(b"c").startswith(b"T05swbreak:;")
+    assert first.ask(b"?").startswith(b"T05swbreak:;")
     first.session.receive(b"$m10")
     first.session.lose_connection()
     assert "the client vanished in the middle of a packet" in first.log
@@ -146,6 +148,7 @@ def test_vanishing_leaves_a_stopped_guest_stopped_without_breakpoints() -> None:
     assert not first.target.watches
     assert not first.target.passed
     second = beside(first)
+    second.ask(b"qSupported:swbreak+")
     # Not a swbreak, which would be a breakpoint that this client knows.
     assert second.ask(b"?").startswith(b"T05thread:1;8:11100000;")
 
@@ -208,8 +211,17 @@ def test_long_work_is_done_in_slices_and_can_be_interrupted() -> None:
 def test_vanishing_closes_long_work() -> None:
     talk = Talk()
     talk.session.receive(pack(b"qRcmd," + b"slow 100".hex().encode()))
+    assert talk.target.slow_commands == 1
     talk.session.lose_connection()
+    assert talk.target.slow_commands == 0
     assert not works(talk)
+
+
+def test_killing_twice_kills_once() -> None:
+    talk = Talk()
+    assert talk.ask(b"vKill;1") == b"OK"
+    assert talk.ask(b"vKill;1") == b"OK"
+    assert talk.target.calls.count("kill") == 1
 
 
 def test_crc_of_large_memory_takes_slices() -> None:

@@ -106,6 +106,7 @@ class ToyTarget:
         self.delivered: list[int] = []
         self.calls: list[str] = []
         self.attached = False
+        self.slow_commands = 0
         self.dead = False
         self.map: Sequence[MemoryRegion] | None = None
         self._action = Resume(ResumeMode.CONTINUE)
@@ -333,8 +334,12 @@ class ToyTarget:
         name, _, argument = command.partition(" ")
         number = int(argument) if argument.isascii() and argument.isdigit() else 0
         if name == "slow":
-            for index in range(min(number, 10_000)):
-                yield f"slice {index}\n"
+            self.slow_commands += 1
+            try:
+                for index in range(min(number, 10_000)):
+                    yield f"slice {index}\n"
+            finally:
+                self.slow_commands -= 1
         elif name == "quit":
             raise QuitRequested(number)
         elif name == "poke":
