@@ -69,7 +69,7 @@ _ACCESS_NS = 2_000
 
 
 class AtaChannel(Device):
-    """Two drives behind one set of registers; for an absent drive its neighbour answers zeros.
+    """Two drives behind one set of registers; for an absent drive its neighbour answers, with status 0.
 
     A command is busy for two virtual microseconds for each block. The task file is kept once for both drives.
 
@@ -156,19 +156,20 @@ class AtaChannel(Device):
     def load_port(self, port: int, size_bytes: int) -> int:
         """The registers; the data port in 1, 2 or 4 bytes."""
         number = self._selected
-        if self._disks[number] is None:
-            return 0
+        present = self._disks[number] is not None
         if port == CONTROL_PORT:
             return self.status[number]
         match port & 7:
             case 0:
-                return self._load_data(size_bytes)
+                return self._load_data(size_bytes) if present else 0
             case 1:
-                return self.error[number]
+                return self.error[number] if present else 0
             case 2:
                 return self.count
             case 6:
                 return self.device | _DEVICE_ONES
+            case 7 if not present:
+                return 0
             case 7:
                 self.interrupt = False
                 self._drive()

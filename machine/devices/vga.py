@@ -59,6 +59,13 @@ _SEQUENCER_MODE3 = bytes.fromhex("0300030002")
 _GRAPHICS_MODE3 = bytes.fromhex("0000000000100e00ff")
 _ATTRIBUTE_MODE3 = bytes.fromhex("00010203040514073839 3a3b3c3d3e3f0c000f0800")
 _MISC_MODE3 = 0x67
+
+# The bits that exist, by register.
+_CRTC_BITS = b"\xff" * 25
+_SEQUENCER_BITS = bytes.fromhex("033d0f3f0e")
+_GRAPHICS_BITS = bytes.fromhex("0f0f0f1f037b0f0fff")
+_ATTRIBUTE_BITS = b"\x3f" * 16 + bytes.fromhex("efff3f0f0f")
+
 _ATTRIBUTE_SHOWS = 0x20
 # The low three bits of the colour mix the two thirds, the next three add one third each.
 _DAC_MODE3 = bytes(
@@ -71,12 +78,13 @@ GLYPHS = _LOW_GLYPHS + bytes(range(0x20, 0x7F)).decode("ascii") + "⌂" + bytes(
 
 
 class _Registers(Device):
-    """A register file behind an index and a data port; what was written reads back."""
+    """A register file behind an index and a data port; what was written reads back, reserved bits as zeros."""
 
     _saved: ClassVar[tuple[str, ...]] = ("index", "values")
 
-    def __init__(self, initial: bytes) -> None:
+    def __init__(self, initial: bytes, masks: bytes) -> None:
         self._initial = initial
+        self._masks = masks
         self.values = bytearray(initial)
         self.index = 0
 
@@ -89,7 +97,7 @@ class _Registers(Device):
 
     def write(self, value: int) -> None:
         if self.index < len(self.values):
-            self.values[self.index] = value
+            self.values[self.index] = value & self._masks[self.index]
 
 
 class Vga(Device):
@@ -105,17 +113,19 @@ class Vga(Device):
     _saved: ClassVar[tuple[str, ...]] = (
         "text", "graphics", "misc", "feature", "crtc", "sequencer", "graphics_controller", "attribute",
         "attribute_index", "attribute_data_next", "dac", "dac_mask", "dac_index", "dac_component", "dac_reading",
+        "dac_staged",
     )  # fmt: skip
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.text = bytearray(_TEXT_BYTES)
         self.graphics = bytearray(_GRAPHICS_BYTES)
-        self.crtc = _Registers(_CRTC_MODE3)
-        self.sequencer = _Registers(_SEQUENCER_MODE3)
-        self.graphics_controller = _Registers(_GRAPHICS_MODE3)
+        self.crtc = _Registers(_CRTC_MODE3, _CRTC_BITS)
+        self.sequencer = _Registers(_SEQUENCER_MODE3, _SEQUENCER_BITS)
+        self.graphics_controller = _Registers(_GRAPHICS_MODE3, _GRAPHICS_BITS)
         self.attribute = bytearray(_ATTRIBUTE_MODE3)
         self.dac = bytearray(_DAC_MODE3)
+        self.dac_staged = bytearray(3)
         self.power_on()
 
     def power_on(self) -> None:
@@ -139,6 +149,7 @@ class Vga(Device):
         self.dac_index = 0
         self.dac_component = 0
         self.dac_reading = False
+        self.dac_staged[:] = bytes(3)
 
     def _locate(self, offset: int) -> tuple[bytearray, int] | None:
         """The memory and the place in it behind an offset of the window; None if nothing answers there."""
@@ -265,17 +276,19 @@ class Vga(Device):
         if not self.attribute_data_next:
             self.attribute_index = value & 0x3F
         elif index < len(self.attribute):
-            self.attribute[index] = value
+            self.attribute[index] = value & _ATTRIBUTE_BITS[index]
         self.attribute_data_next = not self.attribute_data_next
 
     def _step_dac(self, value: int | None) -> int:
-        """Read or write the next of the three components of a colour."""
-        at = self.dac_index * 3 + self.dac_component
-        result = self.dac[at]
+        """Read or write the next of the three components of a colour; it changes with the third."""
+        first = self.dac_index * 3
+        result = self.dac[first + self.dac_component]
         if value is not None:
-            self.dac[at] = value
+            self.dac_staged[self.dac_component] = value
         self.dac_component += 1
         if self.dac_component == 3:
+            if value is not None:
+                self.dac[first : first + 3] = self.dac_staged
             self.dac_component = 0
             self.dac_index = self.dac_index + 1 & 0xFF
         return result

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from machine.devices.board import Board
+from tests.machine.devices.rig import advance
 from tests.oracles import qemu
 
-_INSNS_PER_ACCESS = 3
 _INSNS_PER_POLL = 100
 _POLLS = 1_000_000
 
@@ -22,6 +22,10 @@ class PortScript:
     """Steps in order; `run_on_board` and `run_on_qemu` return what the reads gave, in order."""
 
     _steps: list[tuple[str, int, int, int]] = field(default_factory=list)
+
+    def __add__(self, other: PortScript) -> PortScript:
+        """This script and then the other."""
+        return PortScript(self._steps + other._steps)
 
     def out(self, port: int, *values: int, size: int = 1) -> PortScript:
         """Write each value in turn."""
@@ -38,35 +42,48 @@ class PortScript:
         self._steps.append(("wait", port, mask, wanted))
         return self
 
+    def spend(self, insns: int) -> PortScript:
+        """Execute `insns` instructions (an odd number) that touch no port."""
+        assert insns & 1
+        self._steps.append(("spend", insns, 0, 0))
+        return self
+
     def run_on_board(self, board: Board) -> list[int]:
-        """Perform the accesses, each some instructions after the one before; events run when they are due."""
+        """Perform the accesses after as many instructions as the machine code has; events run when they are due."""
         results = []
         for kind, port, size, value in self._steps:
             if kind == "out":
-                self._pass(board, _INSNS_PER_ACCESS)
+                self._pass(board, 2)
                 board.ports.store(port, size, value)
+                self._pass(board, 1)
             elif kind == "in":
-                self._pass(board, _INSNS_PER_ACCESS)
+                self._pass(board, 1)
                 results.append(board.ports.load(port, size))
+                self._pass(board, 2 * size)
+            elif kind == "spend":
+                self._pass(board, port)
             else:
-                for _ in range(_POLLS):
-                    self._pass(board, _INSNS_PER_POLL)
-                    if board.ports.load(port, 1) & size == value:
-                        break
-                else:
-                    raise AssertionError(f"port {port:#x} never has {value:#x} in {size:#x}")
+                self._poll(board, port, size, value)
         return results
+
+    def _poll(self, board: Board, port: int, mask: int, wanted: int) -> None:
+        for _ in range(_POLLS):
+            self._pass(board, _INSNS_PER_POLL)
+            if board.ports.load(port, 1) & mask == wanted:
+                return
+        raise AssertionError(f"port {port:#x} never has {wanted:#x} in {mask:#x}")
 
     @staticmethod
     def _pass(board: Board, insns: int) -> None:
-        board.clock.icount += insns
-        if board.clock.icount >= board.clock.deadline_icount:
-            board.clock.run_due()
+        advance(board.clock, insns)
 
     def machine_code(self) -> bytes:
         """32-bit code that prints what it reads, little-endian, and exits with 0."""
         code = b""
         for kind, port, size, value in self._steps:
+            if kind == "spend":
+                code += b"\xb9" + struct.pack("<I", port >> 1) + b"\x49\x75\xfd"  # mov ecx, n; dec ecx; jnz
+                continue
             code += b"\xba" + struct.pack("<I", port)  # mov edx, port
             if kind == "out":
                 code += b"\xb8" + struct.pack("<I", value) + _OUT[size]  # mov eax, value; out dx, eax
