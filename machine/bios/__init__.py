@@ -1,4 +1,4 @@
-"""The firmware's services in Python, called by the small ROM of guests/bios.
+"""The firmware's services in Python, called by the small ROM of rom.S.
 
 They must not know how the guest is run: they see the caller's memory, the ports and the disks.
 """

@@ -15,7 +15,7 @@ from machine.paging import probe
 from machine.ports import PortBus
 from machine.state import CR0_PE, CS, CpuState
 
-#: A free port; bios.S has the same number. Only accesses of 4 bytes reach the firmware.
+#: A free port; rom.S has the same number. Only accesses of 4 bytes reach the firmware.
 FIRMWARE_PORT = 0x07F0
 
 #: By the number that the ROM pushes: interrupt vectors, and FEh for the self-test.
@@ -42,8 +42,8 @@ _ROM_BASES = (0xF0000, 0xFFFF0000)
 
 
 def rom() -> bytes:
-    """The ROM image, 64 KiB, built from guests/bios/bios.S."""
-    return files("guests").joinpath("bios", "bios.bin").read_bytes()
+    """The ROM image, 64 KiB, built from rom.S."""
+    return files("machine.bios").joinpath("rom.bin").read_bytes()
 
 
 class Caller:

@@ -1,6 +1,6 @@
 """The frame in which the ROM saves a caller's registers, and through which a service answers.
 
-It owns the layout that guests/bios/bios.S makes; it must not know what any service does.
+It owns the layout that rom.S makes; it must not know what any service does.
 """
 
 import struct

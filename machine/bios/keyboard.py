@@ -10,7 +10,7 @@ from machine.bios.frame import CallFrame
 from machine.bios.keymap import ALT_DIGITS, E0_KEYS, KEYS, Key
 from machine.bios.platform import Platform
 
-# What the ROM does after the interrupt; numbers as in bios.S.
+# What the ROM does after the interrupt; numbers as in rom.S.
 KEY_NOTHING = 0
 KEY_BREAK = 1
 KEY_PRINT_SCREEN = 2

@@ -63,10 +63,11 @@ def test_the_wheel_holds_the_packages_and_installs_with_pip_alone(tmp_path: Path
         assert modules <= names
     images = {
         path.relative_to(ROOT).as_posix()
-        for path in ROOT.joinpath("guests").rglob("*")
+        for package in ("guests", "machine")
+        for path in ROOT.joinpath(package).rglob("*")
         if path.suffix in (".elf", ".img", ".bin")
     }
-    assert {"guests/built/demo.elf", "guests/built/boot.img"} <= images <= names
+    assert {"guests/built/demo.elf", "guests/built/boot.img", "machine/bios/rom.bin"} <= images <= names
     assert any(re.fullmatch(r"trapgate-[^/]*\.dist-info/licenses/LICENSE", name) for name in names)
 
     venv.create(tmp_path / "venv", with_pip=True)

@@ -9,12 +9,12 @@ from machine.loaders import entry
 from machine.state import CpuState
 from tests.machine.bios.assembly import tool
 
-SOURCES = Path(__file__).parents[3] / "guests" / "bios"
+SOURCES = Path(__file__).parents[3] / "machine" / "bios"
 
 
 def test_image_is_what_the_source_builds(tmp_path: Path) -> None:
     subprocess.run([tool("make"), "-s", "-C", SOURCES, f"OUT={tmp_path}"], check=True, timeout=60)
-    assert (tmp_path / "bios.bin").read_bytes() == rom()
+    assert (tmp_path / "rom.bin").read_bytes() == rom()
 
 
 def test_fixed_places() -> None:

@@ -1,1 +1,0 @@
-"""The BIOS ROM: assembler source, and the image built from it."""
