@@ -5,7 +5,7 @@
 
 #define REFUSED (-1)
 
-typedef int system_call(uint32_t first, uint32_t second);
+typedef int service(uint32_t first, uint32_t second);
 
 static int sys_exit(uint32_t status, uint32_t unused)
 {
@@ -73,7 +73,7 @@ static int sys_map_screen(uint32_t unused, uint32_t unused_too)
     return USER_SCREEN;
 }
 
-static system_call *const system_calls[SYS_COUNT] = {
+static service *const system_calls[SYS_COUNT] = {
     [SYS_EXIT] = sys_exit,
     [SYS_WRITE] = sys_write,
     [SYS_YIELD] = sys_yield,
