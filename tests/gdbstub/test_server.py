@@ -329,7 +329,7 @@ async def test_extended_client_may_start_the_guest_again() -> None:
         client = await state.client()
         assert await client.ask(b"!") == b"OK"
         assert await client.ask(b"vKill;1") == b"OK"
-        await trio.sleep(0.05)
+        await trio.sleep(2 * server_module.LINGER_S)
         assert state.end is None
         assert (await client.ask(b"vRun;")).startswith(b"T05")
         assert await client.ask(b"c%x" % LEAVE) == b"W01"
