@@ -231,6 +231,7 @@ class GuestTarget:
         if not self._attached:
             return self._exited(TRIPLE_FAULT_STATUS, guest_stops.describe_chain(chain or ()))
         self.machine.reset()
+        self._skip_breakpoint = self._deliver_caught = False
         if self._resume.mode is ResumeMode.CONTINUE:
             return StintEnd.BUDGET
         return self._stopped(StopEvent(StopReason.STEP))
@@ -268,20 +269,39 @@ class GuestTarget:
                     return judged
                 here = judged
             deliver, self._deliver_caught = self._deliver_caught, False
-            stop = machine.engine.step(deliver_caught=deliver)
+            stop = self._step_engine(deliver_caught=deliver)
             verdict = self._judge(stop)
             if isinstance(verdict, StopEvent):
                 return verdict
             if stop.kind is StopKind.HALTED:
-                return StintEnd.IDLE
+                return self._halted_for_ever()
             if stop.kind is StopKind.BUDGET:
                 return StintEnd.BUDGET
+            if machine.cpu.state.halted:
+                continue  # HLT was executed; the step is done when something has woken the CPU
             self._range_steps_done += 1
             if not ranged or not action.range_start <= machine.cpu.state.eip < action.range_end:
                 return self._stopped(StopEvent(StopReason.STEP))
             if here is Verdict.GO_ON_AND_YIELD or verdict is Verdict.GO_ON_AND_YIELD:
                 return StintEnd.BUDGET
         return StintEnd.BUDGET
+
+    def _halted_for_ever(self) -> StopEvent | StintEnd:
+        """A step in HLT that no event will end: with IF set, outside input still can; without, only the user's NMI."""
+        if self.machine.cpu.state.eflags & flags.IF:
+            return StintEnd.IDLE
+        text = "The CPU is halted with interrupts off: only an NMI (`monitor nmi`) or a reset can wake it.\n"
+        return self._stopped(StopEvent(StopReason.STEP, text=text))
+
+    def _step_engine(self, *, deliver_caught: bool) -> Stop:
+        """One step; an interrupt that the user has seen coming and lets happen does, whatever `step_interrupts` says."""
+        debug = self.machine.debug
+        before = debug.step_interrupts
+        debug.step_interrupts = before or deliver_caught
+        try:
+            return self.machine.engine.step(deliver_caught=deliver_caught)
+        finally:
+            debug.step_interrupts = before
 
     # What a stop of the engine means.
 

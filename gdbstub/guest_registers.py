@@ -17,6 +17,7 @@ from machine.cpu import Cpu
 from machine.faults import GuestFault
 from machine.state import CR0_PE, DR6_FIXED, DR6_WRITABLE, DR7_FIXED, DR7_WRITABLE, MASK32, SegmentRegister
 
+_TSC_MSR = 0x10
 _GPR = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 _GDB_SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
 _FPU_CONTROL = ("fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop")
@@ -82,7 +83,11 @@ ATTRIBUTES_TYPE = FlagsType(
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How one register is read and written; no `write` means that it is for reading only."""
+    """How one register is read and written; without `write` it is for reading only.
+
+    After a call of a guest function gdb for i386 writes back every register, whatever `save_restore` says. So what the
+    debugger cannot set but the guest changes ignores writes (`_ignore`); what follows from others takes its own value.
+    """
 
     register: Register
     read: Callable[[Cpu], int | None]
@@ -233,12 +238,17 @@ def _write_eip(cpu: Cpu, value: int) -> None:
     cpu.state.eip = value
 
 
+def _ignore(_cpu: Cpu, _value: int) -> None:
+    """Time goes on, whatever gdb wants to have back."""
+
+
 def _write_linear_pc(cpu: Cpu, value: int) -> None:
     _write_eip(cpu, (value - cpu.state.segments[SegmentRegister.CS].base) & MASK32)
 
 
 def _msr(msr: control.Msr) -> Access:
-    return Access(_system(f"ia32_{msr.name.lower()}", "uint64", 64), msr.read, msr.write)
+    write_msr = _ignore if msr.number == _TSC_MSR else msr.write
+    return Access(_system(f"ia32_{msr.name.lower()}", "uint64", 64), msr.read, write_msr)
 
 
 _CORE: tuple[Access, ...] = (
@@ -265,7 +275,7 @@ _CONTROL: tuple[Access, ...] = (
 _DEBUG: tuple[Access, ...] = tuple(_debug_register(number) for number in (0, 1, 2, 3, 6, 7))
 _MSRS: tuple[Access, ...] = tuple(_msr(msr) for msr in control.MSRS.values())
 _MACHINE: tuple[Access, ...] = (
-    Access(_system("icount", "uint64", 64), lambda cpu: cpu.clock.icount),
+    Access(_system("icount", "uint64", 64), lambda cpu: cpu.clock.icount, _ignore),
     Access(_system("pc_linear", "code_ptr"), linear_pc, _write_linear_pc),
 )
 _ACCESSES: tuple[Access, ...] = (*_CORE, *_SEGMENTS, *_CONTROL, *_DEBUG, *_MSRS, *_MACHINE)

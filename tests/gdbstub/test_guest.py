@@ -111,15 +111,31 @@ class TestRunning:
             assert target.run(1000) is StintEnd.IDLE
             assert "halted" in target.threads()[0].extra
 
-    def test_step_on_halt_wakes_at_the_next_event(self) -> None:
-        # The BIOS's timer ticks at 18.2 Hz: far in virtual time, at once in the debugger's.
-        with guest(STI + HLT + NOP * 4) as target:
-            say(target, "step-interrupts off")
-            step(target)
+    @pytest.mark.parametrize("interrupts", ["on", "off"])
+    def test_step_on_halt_ends_when_the_next_event_wakes(self, interrupts: str) -> None:
+        # In real mode, with the BIOS's handlers; its timer ticks at 18.2 Hz: far in virtual time, at once for the user.
+        with guest(STI + NOP * 3 + HLT + NOP * 4, bits=16, at=0x7C00) as target:
+            say(target, f"step-interrupts {interrupts}")
+            target.insert_breakpoint(code_break(0x7C04))
+            go(target)  # the interrupt that programming the timer has raised is served on the way
             assert step(target).reason is StopReason.STEP
+            assert "halted" not in target.threads()[0].extra
+            assert target.machine.clock.idle_ns > 1_000_000
+            handler = (register(target, "pc_linear") or 0) >= 0xF_0000
+            assert handler == (interrupts == "on")
+
+    def test_step_on_a_halt_that_nothing_ends(self) -> None:
+        with guest(b"\xfa" + HLT) as target:
+            step(target)
             event = step(target)
             assert event.reason is StopReason.STEP
-            assert "halted" not in target.threads()[0].extra
+            assert "only an NMI" in event.text
+        with guest(b"\xe6\x80" + b"\xb0\xff\xe6\x21" + STI + HLT) as target:  # every line is masked
+            for _ in range(4):
+                step(target)
+            target.resume([Resume(ResumeMode.STEP)])
+            target.machine.clock.reset()
+            assert target.run(100) is StintEnd.IDLE
 
     def test_range_step_leaves_the_range(self) -> None:
         code = mov_ecx(500) + INC_EAX + b"\xe2\xfd" + NOP * 2
@@ -476,7 +492,7 @@ class TestLifeAndDeath:
 def test_same_stops_twice() -> None:
     def record() -> list[tuple[object, ...]]:
         code = STI + mov_ecx(2000) + INC_EAX + b"\xe2\xfd" + store_eax(DATA) + out_exit(1)
-        stops = []
+        stops: list[tuple[object, ...]] = []
         with guest(code) as target:
             target.insert_breakpoint(code_break(CODE + 6, check=lambda: Verdict.GO_ON))
             target.insert_breakpoint(Breakpoint(BreakpointKind.WRITE, DATA, 4))

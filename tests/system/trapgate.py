@@ -5,6 +5,7 @@ It knows the command line and the line that says where gdb connects, nothing of 
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 LISTENING = re.compile(r"gdb: listening on (\S+):(\d+)")
 _START_TIMEOUT_S = 30.0
@@ -44,8 +46,9 @@ class Trapgate:
             thread.start()
         self.port = int(self.wait_for(LISTENING)[2])
 
-    def _collect(self, stream: object, into: list[bytes]) -> None:
-        while data := stream.read1(4096):  # type: ignore[attr-defined] - Popen's streams are buffered readers
+    def _collect(self, stream: IO[bytes] | None, into: list[bytes]) -> None:
+        assert isinstance(stream, io.BufferedReader)
+        while data := stream.read1(4096):
             with self._news:
                 into.append(data)
                 self._news.notify_all()
