@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from machine.disk import Disk, DiskError
+from machine.disk import Disk, DiskError, Media
 from machine.e820 import EXTENDED, ROM_ALIAS
 from machine.loaders import elf, flat, linux, multiboot
 from machine.loaders.entry import EntryState, reset_entry
@@ -82,7 +82,7 @@ def _load(source: str | bytes, name: str, start: bytes, options: LoadOptions, ad
     if options.modules and kind not in (ImageKind.MULTIBOOT, ImageKind.LINUX):
         raise ImageError(f"a {kind.value} takes no modules (--initrd)")
     if kind is ImageKind.DISK:
-        return _load_disk(source, name)
+        return _load_disk(source, name, options.media)
     data = source if isinstance(source, bytes) else read_file(source)
     layout = Layout(options.ram_bytes)
     entry: EntryState
@@ -99,9 +99,9 @@ def _load(source: str | bytes, name: str, start: bytes, options: LoadOptions, ad
     return LoadedImage(kind, name, layout.writes, entry)
 
 
-def _load_disk(source: str | bytes, name: str) -> LoadedImage:
+def _load_disk(source: str | bytes, name: str, media: Media | None) -> LoadedImage:
     try:
-        disk = Disk.from_bytes(source) if isinstance(source, bytes) else Disk.open(source)
+        disk = Disk.from_bytes(source, media) if isinstance(source, bytes) else Disk.open(source, media)
     except DiskError as error:
         raise ImageError(str(error)) from error
     return LoadedImage(ImageKind.DISK, name, (), reset_entry(), disk)

@@ -7,7 +7,7 @@ import enum
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine.disk import Disk
+from machine.disk import Disk, Media
 from machine.loaders.entry import EntryState, apply
 from machine.loaders.errors import ImageError
 from machine.loaders.layout import MemoryWrite
@@ -56,6 +56,7 @@ class LoadOptions:
         load_address: physical address for a flat binary; giving one makes the image flat unless `kind` says otherwise.
         entry: linear address of a flat binary's first instruction; None: its first byte.
         entry_bits: 16 enters a flat binary in real mode, 32 in flat protected mode.
+        media: put a disk image into this kind of drive; None: a floppy's size or FAT boot sector makes it a floppy.
     """
 
     ram_bytes: int = 64 << 20
@@ -65,6 +66,7 @@ class LoadOptions:
     load_address: int | None = None
     entry: int | None = None
     entry_bits: int = 32
+    media: Media | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,9 @@ def test_self_test_leaves_the_machine_as_a_bios_does() -> None:
     assert (pc.number(bda.MEMORY_KIB, 2), pc.number(bda.EBDA_SEGMENT, 2)) == (639, 0x9FC0)
     assert pc.number(0x9FC00) == 1
     assert (pc.number(bda.DISK_COUNT), pc.number(bda.VIDEO_MODE)) == (1, 3)
+    assert (pc.number(0x48F), pc.number(0x490), pc.number(0x496)) == (0x07, 0x17, 0x10)
+    assert (pc.number(0x478, 4), pc.number(0x47C, 4)) == (0x14141414, 0x01010101)
+    assert [pc.number(at, 2) for at in (0x41A, 0x41C, 0x480, 0x482)] == [0x1E, 0x1E, 0x1E, 0x3E]
     assert pc.memory.a20_enabled
     ports = pc.board.ports
     assert (ports.load(0x21, 1), ports.load(0xA1, 1)) == (0xB8, 0x8E)

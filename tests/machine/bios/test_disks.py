@@ -70,6 +70,12 @@ def test_format_track(pc: Pc) -> None:
     assert pc.call(DISK, ax=0x0512, cx=0x0001, dx=0x0080).carry
 
 
+def test_extensions_are_version_1_with_packets(pc: Pc) -> None:
+    frame = pc.call(DISK, ax=0x4100, bx=0x55AA, dx=0x80)
+    assert (frame.ah, frame.bx, frame.cx, frame.carry) == (0x01, 0xAA55, 0x0001, False)
+    assert pc.call(DISK, ax=0x4100, bx=0x55AA, dx=0x00).carry
+
+
 def test_status_is_kept_by_kind_of_drive(pc: Pc) -> None:
     assert pc.call(DISK, ax=0x0201, cx=0, dx=0x00).carry
     assert pc.call(DISK, ax=0x0100, dx=0x80).ah == 0

@@ -68,6 +68,13 @@ def test_disk_file(tmp_path: Path) -> None:
     loaded.disk.close()
 
 
+@pytest.mark.parametrize("media", [*Media, None])
+def test_kind_of_drive_can_be_chosen(media: Media | None) -> None:
+    loaded = load(BOOT_SECTOR, LoadOptions(media=media))
+    assert loaded.disk is not None
+    assert loaded.disk.media is (media or Media.HARD)
+
+
 @pytest.mark.parametrize("suffix", ["@0x200000", "@2097152", "@0X200000"])
 def test_address_behind_the_name(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "raw.bin"
@@ -150,6 +157,7 @@ def test_multiboot_2_is_named() -> None:
         (b"x", LoadOptions(load_address=0x100000, entry_bits=64), "16 or 32 bits, not 64"),
         (b"x", LoadOptions(ram_bytes=0), "RAM of 0 bytes"),
         (b"x", LoadOptions(ram_bytes=1 << 40), "RAM of 1099511627776 bytes"),
+        (bytes(510) + b"\x55\xaa" + bytes(4 << 20), LoadOptions(media=Media.FLOPPY), "too many for a floppy"),
         (BOOT_SECTOR, LoadOptions(modules=(Module(b"", "x"),)), "a disk image takes no modules"),
         (PLAIN_ELF, LoadOptions(modules=(Module(b"", "x"),)), "an? ELF executable takes no modules"),
     ],
