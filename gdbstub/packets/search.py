@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from gdbstub.fields import ADDRESS_LIMIT, EFAULT, PacketError, parse_number, parse_range
+from gdbstub.fields import ADDRESS_LIMIT, EFAULT, PacketError, parse_range
 from gdbstub.packets.command import Command, Work
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ def search(session: "Session", arguments: bytes) -> Work:
         raise PacketError("qSearch needs an address, a length and a pattern")
     address, length = parse_range(fields[0] + b"," + fields[1])
     pattern = fields[2]
-    parse_number(fields[1])
     tail = b""
     position = address
     for piece in _read_slices(session, address, length):
