@@ -62,7 +62,7 @@ class BlockCache:
         fetched: for each of (CS.D, user): linear page number to the blocks of the page that is mapped there now.
             Withheld pages stay out, so that whoever looks there must ask `find`.
         withheld_linear, withheld_physical: page numbers with breakpoints.
-        running: the block under execution, to be cut short if a store changes the mapping under it.
+        running: the block under execution, or the last one: cut short if a store changes the mapping under it.
     """
 
     def __init__(self, cpu: Cpu) -> None:

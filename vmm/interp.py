@@ -15,7 +15,7 @@ from machine.cpu import Cpu
 from machine.debug import CodeBreakpoint, DebugControl, FaultLevel, Stop, StopKind
 from machine.faults import DebugFault, GuestFault, PageFault, SoftwareInterrupt, Vector, general_protection
 from machine.flags import IF, RF, TF
-from machine.instructions import Effect
+from machine.instructions import Effect, Operation
 from machine.interrupts import TripleFault, deliver_event, raise_exception, software_interrupt
 from machine.memory import PAGE_SHIFT
 from machine.state import CS, DR6_BS, MASK32, SEG_DB, SHADOW_MOV_SS, SHADOW_NONE
@@ -29,6 +29,9 @@ DR7_ENABLED = 0xFF
 
 _BUDGET = Stop(StopKind.BUDGET)
 _STEP = Stop(StopKind.STEP)
+_NOTHING: list[Operation] = []
+# Python 3.11 looks an enumeration's member up through its class each time, which costs as much as an instruction.
+_NEXT, _BRANCH, _SYSTEM, _REPEAT = Effect.NEXT, Effect.BRANCH, Effect.SYSTEM, Effect.REPEAT
 
 
 class Interpreter:
@@ -222,17 +225,22 @@ class Interpreter:
         cpu, cache = self._cpu, self._cache
         state, clock = cpu.state, cpu.clock
         cs = state.segments[CS]
+        # Only an instruction that ends the loop can change CS, CPL or the mode.
+        base, code_end = cs.base, cs.limit + 1
         big = bool(cs.attributes & SEG_DB)
         fetched = cache.fetched[big * 2 + cpu.mmu.user]
         icount = clock.icount
         while icount < limit_icount:
             eip = state.eip
-            linear = (cs.base + eip) & MASK32
-            blocks = fetched.get(linear >> 12)
-            block = blocks.get(linear & 0xFFF) if blocks is not None else None
-            if block is None or not block.operations:
+            linear = (base + eip) & MASK32
+            try:
+                block = fetched[linear >> 12][linear & 0xFFF]
+                operations = block.operations
+            except KeyError:
+                operations = _NOTHING
+            if not operations:
                 clock.icount = icount
-                if eip > cs.limit:
+                if eip >= code_end:
                     return self._deliver_fault(general_protection(), eip)
                 try:
                     block, withheld = cache.find(linear, big)
@@ -240,15 +248,16 @@ class Interpreter:
                     return self._deliver_fault(fault, eip)
                 if withheld:
                     return self._execute_one(check_breakpoints=True)
-            operations, offsets, effect = block.operations, block.offsets, block.effect
+                operations = block.operations
+            offsets, effect = block.offsets, block.effect
             count = len(operations)
             room = limit_icount - icount
-            if eip + offsets[-1] > cs.limit + 1:
-                room = min(room, sum(eip + end <= cs.limit + 1 for end in offsets[1:]))
+            if eip + offsets[-1] > code_end:
+                room = min(room, sum(eip + end <= code_end for end in offsets[1:]))
                 if not room:
                     clock.icount = icount
                     return self._deliver_fault(general_protection(), eip)
-            plain = effect is Effect.NEXT or effect is Effect.BRANCH
+            plain = effect is _NEXT or effect is _BRANCH
             if not plain and room >= count:
                 # The last instruction may look at the time, so it must be right by then.
                 clock.icount = icount + count - 1
@@ -264,22 +273,22 @@ class Interpreter:
             except SoftwareInterrupt as event:
                 clock.icount = icount + done
                 return self._deliver_software(event, (eip + offsets[done]) & MASK32, (eip + offsets[done + 1]) & MASK32)
-            finally:
-                cache.running = None
             icount += done
             if done < count:
                 state.eip = (eip + offsets[done]) & MASK32
-            elif effect is Effect.NEXT:
+            elif effect is _BRANCH:
+                pass
+            elif effect is _NEXT:
                 state.eip = (eip + offsets[-1]) & MASK32
-            elif not plain:
-                if effect is Effect.SYSTEM:
-                    state.eip = (eip + offsets[-1]) & MASK32
-                elif effect is Effect.REPEAT:
-                    cpu.repeating = state.eip == (eip + offsets[-2]) & MASK32
-                    if not cpu.repeating:
-                        continue
+            elif effect is _REPEAT:
+                cpu.repeating = state.eip == (eip + offsets[-2]) & MASK32
+                if cpu.repeating:
                     icount -= 1
                     self._patience -= 1
+                break  # INS and OUTS may have woken a device
+            else:
+                if effect is _SYSTEM:
+                    state.eip = (eip + offsets[-1]) & MASK32
                 break
         clock.icount = icount
         return None
@@ -311,7 +320,7 @@ class Interpreter:
         end = block.offsets[1]
         if eip + end > cs.limit + 1:
             return self._deliver_fault(general_protection(), eip)
-        effect = block.effect if len(block.operations) == 1 else Effect.NEXT
+        effect = block.effect if len(block.operations) == 1 else _NEXT
         self._touched, self._debug_hits = None, 0
         single = cpu.single_iterations
         cpu.single_iterations = single or bool(flags & TF)
@@ -328,9 +337,9 @@ class Interpreter:
         finally:
             cpu.single_iterations = single
             cache.running = None
-        if effect is Effect.NEXT or effect is Effect.SYSTEM:
+        if effect is _NEXT or effect is _SYSTEM:
             state.eip = (eip + end) & MASK32
-        cpu.repeating = effect is Effect.REPEAT and state.eip == eip
+        cpu.repeating = effect is _REPEAT and state.eip == eip
         if cpu.repeating:
             self._patience -= 1
             state.eflags |= flags & RF

@@ -431,6 +431,29 @@ def test_the_same_program_twice_is_the_same_run() -> None:
     assert once()[2] == 4321
 
 
+class RaisesIntr:
+    """A device that interrupts when it is written to."""
+
+    def __init__(self, bare: Bare) -> None:
+        self.lines = bare.lines
+        connect_timer(bare, at_ns=1 << 40)
+
+    def load_port(self, _port: int, _size_bytes: int) -> int:
+        return 0
+
+    def store_port(self, _port: int, _size_bytes: int, _value: int) -> None:
+        self.lines.set_intr(True)
+
+
+@pytest.mark.parametrize("output", ["out dx, al", "outsb", "rep outsb"])
+def test_an_interrupt_caused_by_output_comes_before_the_next_instruction(output: str) -> None:
+    bare = flat(f"sti\nmov ecx, 3\nmov esi, 0x3000\nmov edx, 0x300\n{output}\n1: nop\nnop\nnop\njmp 1b")
+    bare.ports.register(0x300, 0x300, RaisesIntr(bare))
+    bare.engine.run(100)
+    assert bare.state.eip == handler_of(0x20) + 1
+    assert bare.memory.read(pushed(bare, 0), 5) == bytes.fromhex("909090ebfb")
+
+
 def test_rdtsc_in_the_middle_of_a_block_sees_the_exact_icount() -> None:
     bare = flat("nop\nnop\nnop\nrdtsc\nmov ebx, eax\nnop\nrdtsc\nhlt")
     bare.run(8)
