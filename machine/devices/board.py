@@ -28,8 +28,6 @@ _MOUSE_IRQ = 12
 _WORD = (2,)
 _DWORD = (4,)
 _ALL_WIDTHS = (1, 2, 4)
-_FIRST_MASTER_VECTOR = 0x08
-_FIRST_SLAVE_VECTOR = 0x70
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,28 +175,6 @@ class Board:
         """The state in which power finds the board; the clock was reset before."""
         for device in self.devices.values():
             device.power_on()
-
-    def set_up_like_firmware(self) -> None:
-        """Program the chips as a BIOS leaves them, for a kernel that is loaded without one.
-
-        Vectors 08h and 70h with the timer, the keyboard, the cascade, the clock chip and the mouse unmasked, timer
-        channel 0 at 18.2 Hz, channel 1 at the refresh rate, the keyboard translated and its interrupt on.
-        """
-        store = self.ports.store
-        for command, base, icw3, mask in (
-            (pic.MASTER_FIRST, _FIRST_MASTER_VECTOR, 0x04, 0xF8),
-            (pic.SLAVE_FIRST, _FIRST_SLAVE_VECTOR, 0x02, 0x8E),
-        ):
-            store(command, 1, 0x11)
-            for value in (base, icw3, 0x01, mask):
-                store(command + 1, 1, value)
-        for channel, control, count in ((0, 0x34, 0), (1, 0x54, 18), (2, 0xB6, 1331)):
-            store(pit.LAST_PORT, 1, control)
-            store(pit.FIRST_PORT + channel, 1, count & 0xFF)
-            if control & 0x20:
-                store(pit.FIRST_PORT + channel, 1, count >> 8)
-        store(i8042.STATUS_PORT, 1, 0x60)
-        store(i8042.DATA_PORT, 1, 0x65)
 
     def raise_nmi(self) -> None:
         """Pull NMI, unless port 70h masks it."""

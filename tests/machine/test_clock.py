@@ -138,6 +138,20 @@ def test_rearming_a_far_event_for_ever_does_not_grow_the_heap() -> None:
     assert not event.pending
 
 
+def test_order_survives_the_clearing_away_of_cancelled_events() -> None:
+    clock = Clock()
+    log: list[str] = []
+    events = [clock.schedule((n * 7919) % 1000, recorder(log, str((n * 7919) % 1000))) for n in range(1000)]
+    for n, event in enumerate(events):
+        if n % 10:
+            clock.cancel(event)
+    assert len(clock._heap) <= 300
+    clock.icount = 1000
+    clock.run_due()
+    assert log == sorted(log, key=int)
+    assert len(log) == 100
+
+
 def test_skip_lands_on_the_nanosecond_of_the_event() -> None:
     clock = Clock(ns_per_insn=3)
     clock.icount = 5
@@ -173,6 +187,7 @@ def test_reset_forgets_everything() -> None:
     event = clock.schedule(100, nothing)
     clock.reset()
     assert (clock.now_ns, clock.deadline_icount, event.pending) == (0, NEVER_ICOUNT, False)
+    assert clock.next_deadline_ns is None
 
 
 def test_snapshot_and_resume_keep_the_order_of_equals() -> None:
@@ -184,6 +199,7 @@ def test_snapshot_and_resume_keep_the_order_of_equals() -> None:
     saved = [Clock.save_event(event) for event in (second, first)]
 
     other = Clock()
+    other.schedule(3, recorder(log, "forgotten"))
     other.restore(state)
     for record, name in zip(saved, ("second", "first"), strict=True):
         other.resume(record, recorder(log, name))

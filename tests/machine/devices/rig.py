@@ -53,3 +53,13 @@ def a_board(options: BoardOptions | None = None) -> Iterator[Board]:
         yield Board(Clock(), CpuLines(), memory, options)
     finally:
         memory.close()
+
+
+def set_up_like_firmware(board: Board) -> None:
+    """Vectors 08h and 70h, timer at 18.2 Hz, keyboard translated with its interrupt, the usual lines unmasked."""
+    for command, base, icw3, mask in ((0x20, 0x08, 0x04, 0xF8), (0xA0, 0x70, 0x02, 0x8E)):
+        board.ports.store(command, 1, 0x11)
+        for value in (base, icw3, 0x01, mask):
+            board.ports.store(command + 1, 1, value)
+    for port, value in ((0x43, 0x34), (0x40, 0x00), (0x40, 0x00), (0x64, 0x60), (0x60, 0x65)):
+        board.ports.store(port, 1, value)

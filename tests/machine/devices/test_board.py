@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import machine.devices
 from machine.devices.board import Board, BoardOptions
 from machine.disk import Disk, Media
-from tests.machine.devices.rig import RAM_BYTES, a_board, advance
+from tests.machine.devices.rig import RAM_BYTES, a_board, advance, set_up_like_firmware
 
 PORTS = [
     *range(0x10), 0x20, 0x21, *range(0x40, 0x44), 0x60, 0x61, 0x64, 0x70, 0x71, *range(0x80, 0x90), 0x92, 0xA0, 0xA1,
@@ -119,7 +119,7 @@ def test_any_traffic_is_survived_and_repeats_and_continues_from_a_snapshot(first
 def busy_board(board: Board) -> None:
     """Have something going on in every device that knows time."""
     store = board.ports.store
-    board.set_up_like_firmware()
+    set_up_like_firmware(board)
     for port, value in (
         (0x70, 0x0B),
         (0x71, 0x72),
@@ -273,7 +273,7 @@ def test_interrupts_of_every_device_reach_the_cpu() -> None:
             board.ports.load(0x60, 1)
             out((0x64, 0x60), (0x60, 0x47), (0x64, 0xD3), (0x60, 1))
 
-        board.set_up_like_firmware()
+        set_up_like_firmware(board)
         out((0x21, 0x00), (0xA1, 0x00))
         assert served(board, lambda: advance(board.clock, 60_000_000)) == [0x08]
         out((0x43, 0x30))
@@ -297,7 +297,7 @@ def test_nmi_obeys_its_mask() -> None:
 
 def test_the_firmware_s_timer_ticks_18_times_a_second() -> None:
     with a_board() as board:
-        board.set_up_like_firmware()
+        set_up_like_firmware(board)
         ticks = 0
         while board.clock.skip_to_next() and board.clock.now_ns < 1_000_000_000:
             board.clock.run_due()
