@@ -100,7 +100,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """The options that describe the machine and what is connected to it; QEMU's names work with one dash too."""
     add = parser.add_argument
     add("image", nargs="?", metavar="IMAGE", help="what to boot; none: the built-in demo kernel")
-    add("--kernel", "-kernel", metavar="IMAGE", help="the same as IMAGE")
+    add("--kernel", "-kernel", metavar="IMAGE", help="the same as IMAGE, for a kernel: never booted as a disk")
     add("--initrd", "-initrd", metavar="FILES", help="multiboot modules: FILE[ ARGUMENTS][,FILE...]")
     add("--append", "-append", metavar="ARGUMENTS", help="the kernel's command line")
     add("-m", "--memory", "-memory", type=parse_memory, default=DEFAULT_MEMORY, metavar="SIZE",

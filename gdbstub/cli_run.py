@@ -124,6 +124,7 @@ def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) ->
         ram_bytes=options.memory,
         command_line=options.append or "",
         modules=parse_modules(options.initrd) if options.initrd else (),
+        kernel=options.kernel is not None,
     )
     sinks = [*options.serial, *[Sink("stdio"), Sink("none")][len(options.serial) :]]
     serial = [lines.open(name, sink, takes_input=True) for name, sink in zip(_LINE_NAMES, sinks, strict=True)]

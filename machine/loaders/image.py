@@ -53,6 +53,7 @@ class LoadOptions:
         command_line: arguments for the kernel (`--append`).
         modules: boot modules (`--initrd`).
         kind: force a format; None detects it.
+        kernel: a kernel is meant: a disk image is refused, and a kernel of the size of a floppy is still one.
         load_address: physical address for a flat binary; giving one makes the image flat unless `kind` says otherwise.
         entry: linear address of a flat binary's first instruction; None: its first byte.
         entry_bits: 16 enters a flat binary in real mode, 32 in flat protected mode.
@@ -63,6 +64,7 @@ class LoadOptions:
     command_line: str = ""
     modules: tuple[Module, ...] = ()
     kind: ImageKind | None = None
+    kernel: bool = False
     load_address: int | None = None
     entry: int | None = None
     entry_bits: int = 32

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from machine.disk import Media
+from machine.disk import FLOPPIES, SECTOR_BYTES, Media
 from machine.loaders import ImageError, ImageKind, LoadOptions, Module, detect, load
 from machine.loaders.multiboot import MULTIBOOT2_MAGIC
 from tests.machine.loaders.images import (
@@ -42,7 +42,52 @@ def with_signature(image: bytes) -> bytes:
     ],
 )
 def test_detect(image: bytes, kind: ImageKind | None) -> None:
-    assert detect(image) is kind
+    assert detect(image[: 64 << 10], len(image)) is kind
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        (with_signature(linux_image()), ImageKind.LINUX),
+        (with_signature(kludge_image()), ImageKind.MULTIBOOT),
+        (BOOT_SECTOR + multiboot_header(3) + bytes(512), ImageKind.MULTIBOOT),
+    ],
+)
+def test_a_kernel_written_to_a_floppy_is_a_floppy_unless_a_kernel_is_meant(kernel: bytes, kind: ImageKind) -> None:
+    for sectors in FLOPPIES:
+        floppy = kernel.ljust(sectors * SECTOR_BYTES, b"\0")
+        loaded = load(floppy)
+        assert loaded.kind is ImageKind.DISK
+        assert loaded.disk is not None
+        assert loaded.disk.media is Media.FLOPPY
+        assert detect(floppy[: 64 << 10], len(floppy), kernel=True) is kind
+        assert detect(floppy[: 64 << 10], len(floppy) + 1, kernel=True) is kind
+
+
+@pytest.mark.parametrize("image", [linux_image(), kludge_image()])
+def test_the_size_of_a_floppy_alone_makes_none(image: bytes) -> None:
+    unsigned = bytearray(image.ljust(2880 * SECTOR_BYTES, b"\0"))
+    unsigned[510:512] = b"\0\0"
+    signed_and_longer = with_signature(image).ljust(2881 * SECTOR_BYTES, b"\0")
+    for other in (bytes(unsigned), signed_and_longer):
+        assert detect(other, len(other)) is detect(image, len(image))
+    executable = with_signature(multiboot_elf(text=bytes(600))).ljust(2880 * SECTOR_BYTES, b"\0")
+    assert detect(executable, len(executable)) is ImageKind.MULTIBOOT
+
+
+def test_a_linux_kernel_of_the_size_of_a_floppy(tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(with_signature(linux_image()).ljust(2880 * SECTOR_BYTES, b"\0"))
+    assert load(path, LoadOptions(kernel=True)).kind is ImageKind.LINUX
+    assert load(path).kind is ImageKind.DISK
+
+
+def test_a_disk_is_no_kernel() -> None:
+    with pytest.raises(ImageError, match=r"^a disk image, not a kernel: it boots without --kernel before it$"):
+        load(BOOT_SECTOR, LoadOptions(kernel=True))
+    with pytest.raises(ImageError, match="100 bytes, no multiboot or ELF header"):
+        load(bytes(100), LoadOptions(kernel=True))
+    assert load(BOOT_SECTOR, LoadOptions(kernel=True, kind=ImageKind.DISK)).disk is not None
 
 
 def test_disk_image_is_left_to_the_bios() -> None:
