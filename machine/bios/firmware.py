@@ -64,15 +64,25 @@ class Caller:
         """Memory at a linear address; what is not mapped reads as ones."""
         parts = []
         for physical, count in self._pages(linear, length):
-            parts.append(b"\xff" * count if physical is None else self._memory.read(physical, count))
+            if physical is None:
+                parts.append(b"\xff" * count)
+            elif self._memory.ram_address(physical) >= 0:
+                parts.append(self._memory.read(physical, count))
+            else:
+                pieces = _dwords(physical, count)
+                parts.extend(self._memory.load(at, size).to_bytes(size, "little") for at, size in pieces)
         return b"".join(parts)
 
     def write(self, linear: int, data: bytes) -> None:
         """Write at a linear address; what is not mapped is lost."""
         done = 0
         for physical, count in self._pages(linear, len(data)):
-            if physical is not None:
+            if physical is not None and self._memory.ram_address(physical) >= 0:
                 self._memory.write(physical, data[done : done + count])
+            elif physical is not None:
+                for at, size in _dwords(physical, count):
+                    start = done + at - physical
+                    self._memory.store(at, size, int.from_bytes(data[start : start + size], "little"))
             done += count
 
     def _pages(self, linear: int, length: int) -> list[tuple[int | None, int]]:
@@ -83,6 +93,16 @@ class Caller:
             linear += count
             length -= count
         return pages
+
+
+def _dwords(physical: int, length: int) -> list[tuple[int, int]]:
+    """Accesses for device memory, address and size: aligned dwords, with bytes before and after."""
+    end = physical + length
+    first, last = min(-(-physical // 4) * 4, end), max(end // 4 * 4, physical)
+    if first >= last:
+        return [(at, 1) for at in range(physical, end)]
+    head = [(at, 1) for at in range(physical, first)]
+    return head + [(at, 4) for at in range(first, last, 4)] + [(at, 1) for at in range(last, end)]
 
 
 class Firmware:

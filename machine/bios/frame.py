@@ -57,15 +57,17 @@ FRAME_BYTES = _LAYOUT.size
 _EDI, _ESI, _EBP, _ESP, _EBX, _EDX, _ECX, _EAX, _ES, _DS, _STATUS, _SERVICE, _IP, _CS, _FLAGS = range(15)
 
 STATUS_DONE = 0
-#: The ROM lets an interrupt come and calls again, with the frame as the service left it.
-STATUS_WAIT = 1
+#: In the service number: the ROM calls again at once, not after the next interrupt.
+SERVICE_AGAIN = 0x8000
 
 
 class CallFrame:
     """One call: registers by name, written back with `save`.
 
     Attributes:
-        attempt: how many times the same call was made before; grows while the service answers with `wait`.
+        attempt: how many times the same call was made before, while the service answers with `wait`; or how far it has
+            come, while it answers with `again`.
+        scratch: 32 bits that last from one attempt to the next (the place of ESP, which POPA skips).
     """
 
     eax = _Part(_EAX, 0, 32)
@@ -75,6 +77,7 @@ class CallFrame:
     esi = _Part(_ESI, 0, 32)
     edi = _Part(_EDI, 0, 32)
     ebp = _Part(_EBP, 0, 32)
+    scratch = _Part(_ESP, 0, 32)
     ax = _Part(_EAX, 0, 16)
     bx = _Part(_EBX, 0, 16)
     cx = _Part(_ECX, 0, 16)
@@ -104,6 +107,7 @@ class CallFrame:
         self.values = values
         self.attempt = self.status
         self.status = STATUS_DONE
+        self.service &= ~SERVICE_AGAIN
 
     @classmethod
     def load(cls, cpu: FirmwareCpu, selector: int, offset: int) -> "CallFrame":
@@ -120,7 +124,12 @@ class CallFrame:
 
     def wait(self) -> None:
         """Have the ROM call again after the next interrupt; the service must not have changed other registers."""
-        self.status = min(self.attempt + STATUS_WAIT, 0xFFFF)
+        self.status = min(self.attempt + 1, 0xFFFF)
+
+    def again(self, progress: int) -> None:
+        """Have the ROM call again at once, with `progress` (1 to 65535) as `attempt`; registers as for `wait`."""
+        self.status = progress
+        self.service |= SERVICE_AGAIN
 
     def fail(self, error: int) -> None:
         """The usual error: CF set, AH the code."""

@@ -2,8 +2,9 @@
 #
 # A service saves the registers in a frame on the caller's stack and writes the frame's address, SS in the high half and
 # SP in the low, to the firmware port. The firmware (machine/bios) does the work on the frame, in memory only; then the
-# registers are loaded from it and IRET ends the call. If it sets the frame's status, the ROM lets an interrupt come and
-# asks again: that is how a service waits.
+# registers are loaded from it and IRET ends the call. If it sets the frame's status, the ROM waits for an interrupt and
+# asks again: that is how a service waits. With bit 15 of the service number set, too, the ROM asks again at once: so
+# long work is done in pieces, and interrupts and debuggers come in between.
 #
 # Frame, offsets from SP at the OUT:   0 EDI  4 ESI  8 EBP  12 ESP  16 EBX  20 EDX  24 ECX  28 EAX
 #                                     32 ES  34 DS  36 status  38 service  40 IP  42 CS  44 FLAGS
@@ -84,8 +85,15 @@ ask:
         addw    $4, %sp
         iretw
 wait:
+        testb   $0x80, 39(%bp)
+        jnz     again
         sti
         hlt
+        cli
+        jmp     ask
+again:
+        sti
+        nop
         cli
         jmp     ask
 

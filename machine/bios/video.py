@@ -13,6 +13,7 @@ from machine.bios.platform import Platform
 _ROWS_DEFAULT = 25
 _PAGES = 8
 _BLANK_ATTRIBUTE = 0x07
+_STRING_PIECE = 8
 
 # Mode: columns, page size in bytes, mode select register, CRTC's first 0x19 registers.
 _CRTC_40 = bytes.fromhex("2d2728902ba0bf1f004f0d0e000000009c8e8f141f96b9a3ff")
@@ -215,8 +216,9 @@ def _write_cells(platform: Platform, frame: CallFrame) -> None:
     if frame.ah == 0x09:
         platform.cpu.write(cell, bytes((frame.al, frame.bl)) * count)
     else:
-        for index in range(count):
-            platform.store(cell + 2 * index, 1, frame.al)
+        cells = bytearray(platform.cpu.read(cell, 2 * count))
+        cells[::2] = bytes((frame.al,)) * count
+        platform.cpu.write(cell, bytes(cells))
 
 
 def _teletype_service(platform: Platform, frame: CallFrame) -> None:
@@ -252,15 +254,21 @@ def _alternate_select(platform: Platform, frame: CallFrame) -> None:
 
 
 def _write_string(platform: Platform, frame: CallFrame) -> None:
+    """13h, a few characters at a time: each may scroll the screen, and there may be 65535 of them."""
     page = frame.bh % _PAGES
-    before = _cursor(platform, page)
     width = 2 if frame.al & 2 else 1
-    text = platform.cpu.read((frame.es << 4) + frame.bp, frame.cx * width)
-    _place_cursor(platform, page, frame.dh, frame.dl)
+    done = frame.attempt
+    if done == 0:
+        frame.scratch = platform.load(bda.CURSORS + 2 * page, 2)
+        _place_cursor(platform, page, frame.dh, frame.dl)
+    count = max(0, min(frame.cx - done, _STRING_PIECE))
+    text = platform.cpu.read((frame.es << 4) + frame.bp + done * width, count * width)
     for at in range(0, len(text), width):
         _teletype(platform, text[at], page, text[at + 1] if width == 2 else frame.bl)
-    if not frame.al & 1:
-        _place_cursor(platform, page, *before)
+    if done + count < frame.cx:
+        frame.again(done + count)
+    elif not frame.al & 1:
+        _place_cursor(platform, page, frame.scratch >> 8 & 0xFF, frame.scratch & 0xFF)
 
 
 def _combination(_platform: Platform, frame: CallFrame) -> None:

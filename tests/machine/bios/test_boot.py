@@ -209,6 +209,37 @@ def test_wait_takes_its_time(microseconds: int) -> None:
     assert microseconds - 977 <= waited_us <= microseconds + 2 * 977
 
 
+def test_a_long_string_lets_interrupts_in() -> None:
+    pc = boot(
+        """
+        xorw %ax, %ax
+        movw %ax, %es
+        movb $0x34, %al                 # an interrupt each 1.7 us, or 1,700 instructions
+        outb %al, $0x43
+        movb $2, %al
+        outb %al, $0x40
+        movb $0, %al
+        outb %al, $0x40
+        movl %es:0x46C, %esi
+        movw $0x1301, %ax
+        movw $0x0007, %bx
+        movw $8000, %cx
+        xorw %dx, %dx
+        movw $0x7C00, %bp
+        int $0x10
+        movl %es:0x46C, %eax
+        subl %esi, %eax
+        cmpl $4, %eax                   # one could have waited until the end of the call
+        jb 9f
+        movb $'i', %al
+        outb %al, $0xE9
+9:
+        """
+        + END
+    )
+    assert run_to_exit(pc) == b"i"
+
+
 def test_break_and_print_screen_and_reboot() -> None:
     pc = boot(
         """

@@ -98,6 +98,29 @@ def test_register_parts() -> None:
     assert (frame.flags, frame.carry, frame.zero) == (0xFFFF & ~0x40, True, False)
 
 
+@pytest.mark.parametrize("first", range(0xB8000, 0xB8005))
+@pytest.mark.parametrize("length", range(10))
+def test_device_memory_is_reached_in_dwords(pc: Pc, first: int, length: int) -> None:
+    caller = Caller(pc.cpu.state, pc.memory)
+    pc.memory.write(0xB8000, bytes(range(0x40, 0x60)))
+    sizes: list[int] = []
+    load = pc.board.vga.load
+
+    def record(offset: int, size_bytes: int) -> int:
+        sizes.append(size_bytes)
+        return load(offset, size_bytes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pc.board.vga, "load", record)
+        assert caller.read(first, length) == bytes(range(0x40, 0x60))[first - 0xB8000 :][:length]
+    assert sum(sizes) == length
+    assert len([size for size in sizes if size == 1]) <= 6
+    caller.write(first, b"\xee" * length)
+    expected = bytearray(range(0x40, 0x60))
+    expected[first - 0xB8000 : first - 0xB8000 + length] = b"\xee" * length
+    assert pc.memory.read(0xB8000, 0x20) == expected
+
+
 def test_virtual_8086_callers_are_seen_through_paging(pc: Pc) -> None:
     state, memory = pc.cpu.state, pc.memory
     directory, table = 0x100000, 0x101000
