@@ -185,6 +185,8 @@ class Interpreter:
     def _deliver_fault(self, fault: GuestFault, eip: int) -> Stop | None:
         """Deliver an exception that returns to `eip`, or stop before that if it is caught."""
         cpu = self._cpu
+        if fault.return_eip is not None:
+            eip = fault.return_eip
         cr2 = fault.linear if isinstance(fault, PageFault) else None
         if fault.vector in self._debug.caught_vectors and not self._deliver_caught:
             cpu.state.eip = eip
@@ -330,7 +332,8 @@ class Interpreter:
         try:
             block.operations[0]()
         except GuestFault as fault:
-            state.eflags, state.shadow = flags, shadow
+            if fault.return_eip is None:
+                state.eflags, state.shadow = flags, shadow
             return self._deliver_fault(fault, eip)
         except SoftwareInterrupt as event:
             return self._deliver_software(event, eip, (eip + end) & MASK32)

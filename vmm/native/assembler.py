@@ -187,7 +187,7 @@ class Assembler:
         else:
             self.code += form.opcode
         if form.digit is not None and rm is not None:
-            self.code += _modrm(register.code if form.digit < 0 and register else max(form.digit, 0), rm)
+            self.code += modrm(register.code if form.digit < 0 and register else max(form.digit, 0), rm)
         if form.immediate_bytes:
             if self._fixups and self._fixups[-1][0] < 0:
                 self._fixups[-1] = (len(self.code), self._fixups[-1][1])
@@ -228,7 +228,7 @@ class Assembler:
             self.code.append(0x40 | rex)
 
 
-def _modrm(reg: int, rm: Register | Memory) -> bytes:
+def modrm(reg: int, rm: Register | Memory) -> bytes:
     """ModRM, SIB and displacement."""
     reg = (reg & 7) << 3
     if isinstance(rm, Register):

@@ -21,7 +21,9 @@ from vmm.native.operands import (
     EDI,
     EDX,
     ESI,
+    R8,
     R8D,
+    R9,
     R9D,
     R10,
     R11,
@@ -146,6 +148,9 @@ class TranslationCache:
             exit_offsets[reason] = len(assembler.code)
             if reason is not Exit.FAULT:
                 emit("mov", field("eip"), R8D)
+            else:
+                emit("mov", field("scratch8"), R8)
+                emit("mov", field("scratch9"), R9)
             if reason is Exit.LINK:
                 emit("mov", field("detail"), R9D)
             emit("mov", field("reason"), int(reason))
@@ -200,4 +205,6 @@ def _emit_enter(assembler: Assembler, state: int, host: int, guard: int) -> None
     emit("mov", RSP, field("call_stack"))
     for number, register in enumerate(GUEST_REGISTERS):
         emit("mov", register, gpr(number))
+    emit("mov", R8, field("scratch8"))
+    emit("mov", R9, field("scratch9"))
     emit("jmp", field("target"))

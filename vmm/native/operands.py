@@ -46,9 +46,9 @@ class Memory:
 
     @property
     def address_bits(self) -> int:
-        """64 or 32, by the registers; without any it is 64."""
+        """64 or 32, by the registers; without any it is 64, or 32 in the window."""
         register = self.base or self.index
-        return register.bits if register else 64
+        return register.bits if register else 32 if self.gs else 64
 
     def at(self, offset: int) -> Memory:
         """The operand `offset` bytes further on."""

@@ -21,6 +21,8 @@ _FIELDS = (
     ("budget", 8),  # instructions that may still retire, signed; below zero: stop
     ("window", 8),  # host address of the current window
     ("dispatch", 8),  # host address of the current dispatch table
+    ("scratch8", 8),  # R8 and R9 at a fault, so that the same host instruction can be tried again
+    ("scratch9", 8),
     ("call_stack", 8),  # RSP of the stack that guest calls use
     ("host_rsp", 8),  # RSP of the caller in C
     ("fault_address", 8),  # siginfo.si_addr

@@ -10,6 +10,7 @@ page tables are seen through `PhysicalMemory.write_observers` and drop what they
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from machine.cpu import Cpu
@@ -53,6 +54,7 @@ class Windows:
 
     Attributes:
         current: the window of the address space and privilege that the CPU is in; `select` sets it.
+        on_drop: told of each page that is mapped no more: the window's host address, the linear page number.
         counters: fills, drops and evictions since the start.
     """
 
@@ -65,6 +67,7 @@ class Windows:
         # A table entry's physical address to the window pages that came from it (a directory's: to all below it).
         self._users_of_entry: dict[int, set[tuple[WindowKey, int]]] = {}
         self._entries_in_page: dict[int, set[int]] = {}
+        self.on_drop: list[Callable[[int, int], None]] = []
         self.counters = {"hidden faults": 0, "pages dropped": 0, "windows evicted": 0}
         self.current = self.select()
 
@@ -118,6 +121,8 @@ class Windows:
     def _empty(self, window: Window) -> None:
         for page in list(window.pages):
             self._forget(window, page)
+            for observer in self.on_drop:
+                observer(window.host, page)
         window.pages.clear()
         hostmemory.unmap(window.host, WINDOW_BYTES)
 
@@ -207,6 +212,8 @@ class Windows:
         self._forget(window, page)
         del window.pages[page]
         hostmemory.unmap(window.host + (page << PAGE_SHIFT), 4096)
+        for observer in self.on_drop:
+            observer(window.host, page)
         self.counters["pages dropped"] += 1
 
     def _written(self, at: int, length: int, _old: bytes, flags: int) -> None:

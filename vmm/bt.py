@@ -1,0 +1,302 @@
+"""`bt`: adaptive binary translation. Guest code runs as host code from the translation cache; the rest is interpreted.
+
+It owns the loop around emitted code: entering it with a budget, and what each exit asks for. Instruction boundaries,
+events and stops are `Interpreter`'s, so that both engines take every interrupt at the same icount.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from machine.cpu import Cpu
+from machine.debug import DebugControl, Stop
+from machine.faults import GuestFault
+from machine.flags import DF, IF, STATUS_MASK
+from machine.memory import PAGE_SHIFT
+from machine.state import CR0_PE, CS, DS, ES, MASK32, SEG_CODE, SEG_DB, SEG_READ_WRITE, SS
+from vmm.interp import Interpreter
+from vmm.native import stateblock
+from vmm.native.cache import Exit, TranslationCache
+from vmm.native.dispatch import DispatchTable
+from vmm.native.fragments import Fragment, FragmentIndex
+from vmm.native.translator import translate
+from vmm.native.windows import Windows
+
+HOLDS_FRAGMENTS = 0x20  # page flag: emitted code stands for bytes of this page of RAM
+MIN_BUDGET_INSNS = 32  # below that, entering the TC costs more than interpreting
+_TC_RESERVE_BYTES = 64 << 10
+_GUEST_FLAGS = STATUS_MASK | DF
+_HOST_FLAGS = 2 | IF
+
+
+class BinaryTranslator(Interpreter):
+    """The software VMM: see `machine.engine.Engine`."""
+
+    name = "bt"
+
+    def __init__(self, cpu: Cpu, debug: DebugControl) -> None:
+        super().__init__(cpu, debug)
+        self._tc: TranslationCache | None = None
+        self._fragments = FragmentIndex()
+        self._landings: dict[tuple[int, int], int] = {}
+        self._ram_page = 0
+        self._flushes = 0
+        self._counters: dict[str, int] = {}
+        self._seconds_in_tc = 0.0
+        self._seconds_in_translator = 0.0
+
+    def enter(self) -> None:
+        """Take over the CPU."""
+        super().enter()
+        self._tc = TranslationCache()
+        self._windows = Windows(self._cpu)
+        self._windows.attach()
+        self._tables: dict[int, DispatchTable] = {}
+        self._cpu.memory.write_observers.append(self._code_written)
+        self._windows.on_drop.append(self._page_dropped)
+
+    def leave(self) -> None:
+        """Hand the CPU over."""
+        self._cpu.memory.write_observers.remove(self._code_written)
+        self._drop_everything()
+        self._windows.detach()
+        for table in self._tables.values():
+            table.close()
+        if self._tc is not None:
+            self._tc.close()
+            self._tc = None
+        super().leave()
+
+    def statistics(self) -> Mapping[str, int | float | str]:
+        """Counters since the start."""
+        return {
+            **super().statistics(),
+            **self._counters,
+            **self._windows.counters,
+            "seconds in TC": round(self._seconds_in_tc, 6),
+            "seconds in translator": round(self._seconds_in_translator, 6),
+        }
+
+    def _count(self, name: str) -> None:
+        self._counters[name] = self._counters.get(name, 0) + 1
+
+    # Running.
+
+    def _execute_blocks(self, limit_icount: int) -> Stop | None:
+        """Run emitted code while the CPU is in a state that it stands for, and the budget is worth it."""
+        if limit_icount - self._cpu.clock.icount < MIN_BUDGET_INSNS or self._breakpoints_anywhere:
+            return super()._execute_blocks(limit_icount)
+        if not self._is_flat():
+            return super()._execute_blocks(min(limit_icount, self._cpu.clock.icount + MIN_BUDGET_INSNS))
+        return self._execute_native(limit_icount)
+
+    @property
+    def _breakpoints_anywhere(self) -> bool:
+        return bool(self._breakpoints or self._physical_breakpoints)
+
+    def _is_flat(self) -> bool:
+        """32-bit protected-mode code, and CS SS DS ES with base 0 and limit 4 GiB."""
+        state = self._cpu.state
+        if not state.cr0 & CR0_PE:
+            return False
+        cs = state.segments[CS]
+        readable = SEG_CODE | SEG_READ_WRITE
+        if cs.base or cs.limit != MASK32 or not cs.attributes & SEG_DB or cs.attributes & readable != readable:
+            return False
+        for number in (SS, DS, ES):
+            segment = state.segments[number]
+            if segment.base or segment.write_low or segment.write_high != MASK32:
+                return False
+        return bool(state.segments[SS].attributes & SEG_DB) and not self._cpu.mmu.aligned_only
+
+    def _execute_native(self, limit_icount: int) -> Stop | None:
+        tc = self._tc
+        assert tc is not None
+        cpu = self._cpu
+        state, clock, block = cpu.state, cpu.clock, tc.state
+        words, quads = block.words, block.quads
+        window = self._windows.select()
+        table = self._table(window.host)
+        try:
+            target = self._find(state.eip)
+        except GuestFault as fault:
+            return self._deliver_fault(fault, state.eip)
+        if target is None:
+            return super()._execute_blocks(min(limit_icount, clock.icount + 1))
+        for number in range(8):
+            words[number] = state.gpr[number]
+        quads[stateblock.FLAGS] = state.eflags & _GUEST_FLAGS | _HOST_FLAGS
+        quads[stateblock.BUDGET] = limit_icount - clock.icount
+        quads[stateblock.WINDOW] = window.host
+        quads[stateblock.DISPATCH] = table.host
+        quads[stateblock.TARGET] = tc.host + target
+        words[stateblock.REASON] = 0
+        enter = tc.enter
+        while True:
+            before = time.perf_counter()
+            enter()
+            self._seconds_in_tc += time.perf_counter() - before
+            reason = words[stateblock.REASON]
+            if reason in (Exit.MISS, Exit.LINK):
+                eip = words[stateblock.EIP]
+                flushes = self._flushes
+                self._count("dispatch misses" if reason == Exit.MISS else "chains")
+                try:
+                    target = self._find(eip)
+                except GuestFault:
+                    target = None
+                if target is None:
+                    self._sync(limit_icount, eip)
+                    return super()._execute_blocks(min(limit_icount, clock.icount + 1))
+                if reason == Exit.LINK:
+                    fragment = self._fragments.by_address.get((self._ram_page, eip))
+                    if fragment is not None and flushes == self._flushes:
+                        tc.point(words[stateblock.DETAIL], fragment.start)
+                quads[stateblock.TARGET] = tc.host + target
+            elif reason == Exit.CALLOUT:
+                self._count("callouts")
+                self._sync(limit_icount, words[stateblock.EIP])
+                return super()._execute_blocks(min(limit_icount, clock.icount + 1))
+            else:
+                resume = self._handle_fault(limit_icount)
+                if not resume:
+                    return super()._execute_blocks(min(limit_icount, clock.icount + 1))
+                quads[stateblock.TARGET] = quads[stateblock.FAULT_RIP]
+
+    def _sync(self, limit_icount: int, eip: int) -> None:
+        """Bring what emitted code left in the state block back into the CPU's state."""
+        tc = self._tc
+        assert tc is not None
+        state, block = self._cpu.state, tc.state
+        state.gpr[:] = block.words[0:8].tolist()
+        state.eflags = state.eflags & ~_GUEST_FLAGS | block.quads[stateblock.FLAGS] & _GUEST_FLAGS
+        state.eip = eip
+        self._cpu.clock.icount = limit_icount - block.quads[stateblock.BUDGET]
+
+    def _handle_fault(self, limit_icount: int) -> bool:
+        """A host signal in emitted code; True if the instruction can simply be tried again where it was."""
+        tc = self._tc
+        assert tc is not None
+        quads, words = tc.state.quads, tc.state.words
+        host = quads[stateblock.FAULT_ADDRESS]
+        if tc.is_call_stack_guard(host):
+            tc.reset_call_stack()
+            return True
+        fragment = self._fragments.at(quads[stateblock.FAULT_RIP] - tc.host)
+        assert fragment is not None, "a fault outside every fragment"
+        index = fragment.index_at(quads[stateblock.FAULT_RIP] - tc.host)
+        linear = host - self._windows.current.host
+        write = bool(quads[stateblock.FAULT_ERROR] & 2)
+        is_access = words[stateblock.OFFSETS["fault_signal"] // 4] == 11 and 0 <= linear <= MASK32
+        if is_access and not tc.is_budget_guard(host) and self._windows.fill(linear, write=write):
+            return True
+        retired = max(index, 0)
+        quads[stateblock.BUDGET] += fragment.charged - retired
+        self._sync(limit_icount, fragment.eips[retired])
+        self._count("budget exits" if tc.is_budget_guard(host) else "faults interpreted")
+        return False
+
+    # Fragments.
+
+    def _table(self, host: int) -> DispatchTable:
+        table = self._tables.get(host)
+        if table is None:
+            table = self._tables[host] = DispatchTable()
+        return table
+
+    def _find(self, eip: int) -> int | None:
+        """The offset of the fragment for a guest address, translated if need be; None if it is not in RAM.
+
+        Raises:
+            PageFault: the address cannot be fetched.
+        """
+        tc, cpu = self._tc, self._cpu
+        assert tc is not None
+        physical = cpu.mmu.translate(eip, write=False, user=cpu.mmu.user)
+        at = cpu.memory.ram_address(physical)
+        if at < 0:
+            return None
+        self._ram_page = ram_page = at >> PAGE_SHIFT
+        fragment = self._fragments.by_address.get((ram_page, eip))
+        if fragment is None:
+            fragment = self._translate(eip, at)
+        self._windows.fill(eip, write=False)
+        self._table(self._windows.current.host).set(eip, self._landings.get((ram_page, eip), fragment.start))
+        return fragment.start
+
+    def _translate(self, eip: int, at: int) -> Fragment:
+        tc, memory = self._tc, self._cpu.memory
+        assert tc is not None
+        before = time.perf_counter()
+        if tc.free_bytes < _TC_RESERVE_BYTES:
+            self._drop_everything()
+        ram_page = at >> PAGE_SHIFT
+        unit = translate(tc, eip, bytes(memory.ram8[at : (ram_page + 1) << PAGE_SHIFT]))
+        start = tc.place(unit.code)
+        fragment = Fragment(
+            eip,
+            ram_page,
+            start,
+            max(1, (unit.end_eip - eip) & MASK32),
+            [start + offset for offset in unit.hosts],
+            list(unit.eips),
+            unit.charged,
+            start + len(unit.code),
+        )
+        self._fragments.add(fragment)
+        for offset, landing_eip in unit.landings:
+            if landing_eip >> PAGE_SHIFT == eip >> PAGE_SHIFT:
+                self._landings[ram_page, landing_eip] = start + offset
+        if not memory.page_flags[ram_page] & HOLDS_FRAGMENTS:
+            memory.flag_page(ram_page, HOLDS_FRAGMENTS)
+        self._count("translation units")
+        self._seconds_in_translator += time.perf_counter() - before
+        return fragment
+
+    def _code_written(self, at: int, length: int, _old: bytes, flags: int) -> None:
+        """A store to a page with fragments: if it hits translated bytes, the page's fragments go."""
+        if not flags & HOLDS_FRAGMENTS:
+            return
+        for ram_page in range(at >> PAGE_SHIFT, (at + length - 1 >> PAGE_SHIFT) + 1):
+            covered = self._fragments.covered.get(ram_page)
+            base = ram_page << PAGE_SHIFT
+            if covered is not None and any(covered[max(0, at - base) : min(4096, at + length - base)]):
+                self._drop_page(ram_page)
+
+    def _drop_page(self, ram_page: int) -> None:
+        """Forget a page's fragments; whoever still jumps to one comes out with its guest address."""
+        tc = self._tc
+        assert tc is not None
+        self._count("invalidations")
+        for fragment in self._fragments.drop_page(ram_page):
+            self._divert(fragment)
+            self._landings.pop((ram_page, fragment.eip), None)
+        self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
+
+    def _divert(self, fragment: Fragment) -> None:
+        """Overwrite the head of a dropped fragment with a jump to the miss stub: all chains to it end there."""
+        tc = self._tc
+        assert tc is not None
+        head = b"\x41\xb8" + fragment.eip.to_bytes(4, "little")  # mov r8d, eip
+        jump = (tc.exits[Exit.MISS] - (fragment.start + len(head) + 5)).to_bytes(4, "little", signed=True)
+        tc.data[fragment.start : fragment.start + len(head) + 5] = head + b"\xe9" + jump
+
+    def _page_dropped(self, host: int, page: int) -> None:
+        """A page of a window is mapped no more: its addresses are looked up anew."""
+        table = self._tables.get(host)
+        if table is not None:
+            table.clear_page(page)
+
+    def _drop_everything(self) -> None:
+        """Start with an empty TC."""
+        self._flushes += 1
+        for ram_page in list(self._fragments.pages):
+            self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
+        self._fragments.clear()
+        self._landings.clear()
+        for table in self._tables.values():
+            table.clear()
+        if self._tc is not None:
+            self._tc.clear()
+            self._tc.reset_call_stack()

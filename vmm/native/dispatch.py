@@ -1,0 +1,50 @@
+"""Dispatch tables: from a guest address to the offset of its fragment, by one load without compare or flags.
+
+4 bytes for each of 2**32 guest addresses, reserved and touched only where code is; 0, the miss stub, everywhere else.
+It must not know what fragments are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+
+from vmm.native import hostmemory
+
+TABLE_BYTES = 4 << 32
+
+
+@dataclass(slots=True)
+class DispatchTable:
+    """The table of one window.
+
+    Attributes:
+        host: its address.
+        entries: linear page number to the guest addresses in that page that have an entry.
+    """
+
+    host: int = 0
+    entries: dict[int, set[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.host = hostmemory.map_anonymous(TABLE_BYTES)
+        hostmemory.use_small_pages(self.host, TABLE_BYTES)
+
+    def close(self) -> None:
+        """Give it back."""
+        hostmemory.release(self.host, TABLE_BYTES)
+
+    def set(self, eip: int, offset: int) -> None:
+        """Let jumps to `eip` go to the code at `offset`."""
+        ctypes.c_uint32.from_address(self.host + 4 * eip).value = offset
+        self.entries.setdefault(eip >> 12, set()).add(eip)
+
+    def clear_page(self, page: int) -> None:
+        """Let jumps into a linear page miss."""
+        for eip in self.entries.pop(page, ()):
+            ctypes.c_uint32.from_address(self.host + 4 * eip).value = 0
+
+    def clear(self) -> None:
+        """Let every jump miss."""
+        for page in list(self.entries):
+            self.clear_page(page)

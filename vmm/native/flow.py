@@ -1,0 +1,115 @@
+"""Translation of near control flow: branches are chained inside a page and looked up out of it; CALL and RET are the
+host's own, so that the host predicts returns.
+
+A far transfer, an interrupt or a 16-bit branch has no emitter here and is a callout.
+"""
+
+from __future__ import annotations
+
+from iced_x86 import Code, Instruction, OpKind, RegisterExt
+
+from machine.instructions.operands import CONDITION_NAMES
+from vmm.native import guest
+from vmm.native.cache import GUEST_ESP
+from vmm.native.operands import ECX, R8D, R9, RCX, RSP, Memory, address, qword
+from vmm.native.unit import Draft
+
+_JECXZ_OVER_JMP = b"\x67\xe3\x05"  # jecxz over the five bytes of a jmp rel32
+_JECXZ_ELSE_OVER_JMP = b"\x67\xe3\x02\xeb\x05"  # jecxz to the jmp rel32 behind, else over it
+
+
+def emit_jmp(draft: Draft, instruction: Instruction) -> bool:
+    """JMP rel32, r32, m32."""
+    if instruction.op0_kind == OpKind.NEAR_BRANCH32:
+        draft.jump(instruction.near_branch32)
+        return True
+    if not _emit_target(draft, instruction):
+        return False
+    draft.dispatch("jmp")
+    return True
+
+
+def emit_jcc(draft: Draft, instruction: Instruction) -> bool:
+    """Jcc rel32."""
+    if instruction.op0_kind != OpKind.NEAR_BRANCH32:
+        return False
+    target, condition = instruction.near_branch32, instruction.condition_code - 1
+    if draft.is_in_page(target):
+        draft.link(f"j{CONDITION_NAMES[condition]}", target)
+    else:
+        around = draft.asm.jump_to(f"j{CONDITION_NAMES[condition ^ 1]}", draft.tc.host)
+        draft.jump(target)
+        draft.bind_short(around)
+    draft.jump(instruction.next_ip32)
+    return True
+
+
+def emit_call(draft: Draft, instruction: Instruction) -> bool:
+    """CALL rel32, r32, m32: the target is read before the return address is pushed."""
+    following = instruction.next_ip32
+    if instruction.op0_kind == OpKind.NEAR_BRANCH32:
+        target = instruction.near_branch32
+        draft.push(following)
+        if draft.is_in_page(target):
+            draft.link("call", target)
+        else:
+            draft.asm.emit("mov", R8D, target)
+            draft.dispatch("call")
+    elif _emit_target(draft, instruction):
+        draft.push(following)
+        draft.dispatch("call")
+    else:
+        return False
+    draft.land(following)
+    return True
+
+
+def emit_ret(draft: Draft, instruction: Instruction) -> bool:
+    """R8D = pop; the host's return address = the fragment for R8D; return."""
+    if instruction.code not in (Code.RETND, Code.RETND_IMM16):
+        return False
+    release = 4 + (instruction.immediate16 if instruction.op_count else 0)
+    emit = draft.asm.emit
+    emit("mov", R8D, Memory(32, GUEST_ESP, gs=True))
+    emit("lea", GUEST_ESP, address(GUEST_ESP, release))
+    draft.look_up()
+    emit("mov", qword(RSP), R9)
+    emit("ret")
+    return True
+
+
+def emit_loop(draft: Draft, instruction: Instruction) -> bool:
+    """LOOP with ECX: decrement, jump if it is not zero, no flags."""
+    if instruction.code != Code.LOOP_REL8_32_ECX or not draft.is_in_page(instruction.near_branch32):
+        return False
+    draft.asm.emit("lea", ECX, address(RCX, -1))
+    draft.asm.raw(_JECXZ_OVER_JMP)
+    draft.link("jmp", instruction.near_branch32)
+    draft.jump(instruction.next_ip32)
+    return True
+
+
+def emit_jecxz(draft: Draft, instruction: Instruction) -> bool:
+    """JECXZ."""
+    if instruction.code != Code.JECXZ_REL8_32 or not draft.is_in_page(instruction.near_branch32):
+        return False
+    draft.asm.raw(_JECXZ_ELSE_OVER_JMP)
+    draft.link("jmp", instruction.near_branch32)
+    draft.jump(instruction.next_ip32)
+    return True
+
+
+def _emit_target(draft: Draft, instruction: Instruction) -> bool:
+    """R8D = the operand of an indirect branch."""
+    if instruction.op0_kind == OpKind.REGISTER:
+        if RegisterExt.size(instruction.op0_register) != 4:
+            return False
+        draft.asm.emit("mov", R8D, guest.register(instruction.op0_register))
+        return True
+    if instruction.op0_kind != OpKind.MEMORY or not guest.is_flat(instruction):
+        return False
+    operand = guest.memory(instruction)
+    if operand is None or operand.bits != 32:
+        return False
+    draft.asm.emit("mov", R8D, operand)
+    return True

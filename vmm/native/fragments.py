@@ -1,0 +1,87 @@
+"""Compiled code fragments (CCF): what is known of each piece of emitted code, and how to find it again.
+
+It must not know how code is emitted or run.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Fragment:
+    """The translation of one TU.
+
+    Attributes:
+        eip: guest address of its first instruction.
+        ram_page: the page of RAM that its instructions are in.
+        start: offset of its code in the TC.
+        guest_bytes: length of the instructions.
+        hosts: offset in the TC at which each guest instruction begins, ascending.
+        eips: guest address of each, and of what follows.
+        charged: instructions charged to the budget when it is entered.
+    """
+
+    eip: int
+    ram_page: int
+    start: int
+    guest_bytes: int
+    hosts: list[int]
+    eips: list[int]
+    charged: int
+    end: int = 0
+
+    def index_at(self, offset: int) -> int:
+        """Which guest instruction the code at `offset` belongs to; -1 before the first."""
+        return bisect_right(self.hosts, offset) - 1
+
+
+@dataclass(slots=True)
+class FragmentIndex:
+    """All fragments of a TC.
+
+    Attributes:
+        by_address: (page of RAM, guest address) to fragment.
+        pages: page of RAM to the fragments in it.
+        covered: page of RAM to a byte for each of its bytes: 1 where an instruction was translated.
+    """
+
+    by_address: dict[tuple[int, int], Fragment] = field(default_factory=dict)
+    pages: dict[int, list[Fragment]] = field(default_factory=dict)
+    covered: dict[int, bytearray] = field(default_factory=dict)
+    _starts: list[int] = field(default_factory=list)
+    _fragments: list[Fragment] = field(default_factory=list)
+
+    def add(self, fragment: Fragment) -> None:
+        """Enter a fragment that stands behind all others in the TC."""
+        self.by_address[fragment.ram_page, fragment.eip] = fragment
+        self.pages.setdefault(fragment.ram_page, []).append(fragment)
+        covered = self.covered.setdefault(fragment.ram_page, bytearray(4096))
+        first = fragment.eip & 0xFFF
+        covered[first : first + fragment.guest_bytes] = b"\1" * fragment.guest_bytes
+        self._starts.append(fragment.start)
+        self._fragments.append(fragment)
+
+    def at(self, offset: int) -> Fragment | None:
+        """The fragment whose code is at `offset` of the TC, also one that was dropped."""
+        index = bisect_right(self._starts, offset) - 1
+        if index < 0 or offset >= self._fragments[index].end:
+            return None
+        return self._fragments[index]
+
+    def drop_page(self, ram_page: int) -> list[Fragment]:
+        """Forget the fragments of a page; their code is still there."""
+        dropped = self.pages.pop(ram_page, [])
+        for fragment in dropped:
+            self.by_address.pop((ram_page, fragment.eip), None)
+        self.covered.pop(ram_page, None)
+        return dropped
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.by_address.clear()
+        self.pages.clear()
+        self.covered.clear()
+        self._starts.clear()
+        self._fragments.clear()

@@ -1,0 +1,57 @@
+"""Translation of the stack's instructions: PUSH, POP and LEAVE of 32 bits, on guest ESP in R12.
+
+ESP moves after the access that can fault; what has no emitter here is a callout.
+"""
+
+from __future__ import annotations
+
+from iced_x86 import Code, Instruction, OpKind
+
+from vmm.native import guest
+from vmm.native.cache import GUEST_ESP, GUEST_REGISTERS
+from vmm.native.operands import R8D, Memory, address
+from vmm.native.unit import Draft
+
+_GUEST_EBP = GUEST_REGISTERS[5]
+
+
+def emit_push(draft: Draft, instruction: Instruction) -> bool:
+    """PUSH of a register, an immediate or memory; ESP itself is pushed as it was."""
+    if instruction.stack_pointer_increment != -4:
+        return False
+    kind = instruction.op0_kind
+    if kind == OpKind.REGISTER:
+        if instruction.op0_register in guest.SEGMENT_REGISTERS:
+            return False
+        draft.push(guest.register(instruction.op0_register))
+    elif kind == OpKind.MEMORY:
+        operand = guest.memory(instruction)
+        if operand is None:
+            return False
+        draft.asm.emit("mov", R8D, operand)
+        draft.push(R8D)
+    else:
+        draft.push(instruction.immediate(0) & 0xFFFF_FFFF)
+    return True
+
+
+def emit_pop(draft: Draft, instruction: Instruction) -> bool:
+    """POP into a register; POP ESP leaves what was read."""
+    if instruction.stack_pointer_increment != 4 or instruction.op0_kind != OpKind.REGISTER:
+        return False
+    destination = guest.register(instruction.op0_register)
+    draft.asm.emit("mov", destination, Memory(32, GUEST_ESP, gs=True))
+    if destination is not GUEST_ESP:
+        draft.asm.emit("lea", GUEST_ESP, address(GUEST_ESP, 4))
+    return True
+
+
+def emit_leave(draft: Draft, instruction: Instruction) -> bool:
+    """ESP = EBP; pop EBP."""
+    if instruction.code != Code.LEAVED:
+        return False
+    emit = draft.asm.emit
+    emit("mov", R8D, Memory(32, _GUEST_EBP, gs=True))
+    emit("lea", GUEST_ESP, address(_GUEST_EBP, 4))
+    emit("mov", _GUEST_EBP, R8D)
+    return True

@@ -1,0 +1,101 @@
+"""The translator: guest instructions to host code, one translation unit (TU) at a time, for flat 32-bit code.
+
+Which emitter an instruction gets follows from its row in the instruction table; what has none is a callout, never bytes
+passed through. It must not know windows, engines or why a fragment is wanted.
+
+A guest fault always resumes at the first host instruction of the guest instruction, so nothing that the guest can see
+changes before the last access that can fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from iced_x86 import Decoder, FlowControl, Instruction
+
+from machine.instructions import Effect, lookup
+from machine.instructions.operands import CONDITION_NAMES
+from vmm.blocks import OPTIONS
+from vmm.native import flow, guest, stack
+from vmm.native.cache import TranslationCache
+from vmm.native.ident import IDENT, emit_ident
+from vmm.native.unit import Draft, Unit
+
+MAX_TU_INSTRUCTIONS = 12
+
+# Emits one instruction; False if it has to be a callout, with nothing emitted that matters.
+Emitter = Callable[[Draft, Instruction], bool]
+
+
+def emit_nothing(_draft: Draft, _instruction: Instruction) -> bool:
+    """PAUSE: a hint."""
+    return True
+
+
+EMITTERS: dict[str, Emitter] = {
+    "jmp": flow.emit_jmp,
+    **{f"j{name}": flow.emit_jcc for name in CONDITION_NAMES},
+    "call": flow.emit_call,
+    "ret": flow.emit_ret,
+    "loop": flow.emit_loop,
+    "jecxz": flow.emit_jecxz,
+    "push": stack.emit_push,
+    "pop": stack.emit_pop,
+    "leave": stack.emit_leave,
+    "pause": emit_nothing,
+}
+
+
+def translate(tc: TranslationCache, eip: int, data: bytes) -> Unit:
+    """Translate from `eip` on, up to 12 instructions, a control transfer, a callout, or the end of the page.
+
+    Args:
+        tc: where the code will be placed next.
+        eip: guest address of the first instruction.
+        data: the bytes from there to the end of the page.
+    """
+    draft = Draft(tc, eip)
+    decoder = Decoder(32, data, OPTIONS, eip)
+    end_eip = eip
+    while decoder.can_decode and len(draft.hosts) < MAX_TU_INSTRUCTIONS:
+        instruction = decoder.decode()
+        if instruction.is_invalid or not _emit(draft, instruction, data, decoder):
+            break
+        end_eip = instruction.next_ip32
+        if instruction.flow_control != FlowControl.NEXT:
+            return draft.finish(end_eip, len(draft.hosts))
+    else:
+        if draft.hosts:
+            draft.jump(end_eip)
+            return draft.finish(end_eip, len(draft.hosts))
+    charged = len(draft.hosts)
+    draft.begin(end_eip)
+    draft.callout(end_eip)
+    return draft.finish(end_eip, charged)
+
+
+def _emit(draft: Draft, instruction: Instruction, data: bytes, decoder: Decoder) -> bool:
+    """Emit one instruction, or nothing at all."""
+    row = lookup(instruction.code)
+    if row is None or instruction.next_ip == 1 << 32:
+        return False
+    before = len(draft.asm.code)
+    draft.begin(instruction.ip32)
+    if _emit_row(draft, instruction, row.mnemonic, row.effect, data, decoder):
+        return True
+    del draft.asm.code[before:]
+    draft.hosts.pop()
+    draft.eips.pop()
+    return False
+
+
+def _emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect, data: bytes, decoder: Decoder) -> bool:
+    if effect not in (Effect.NEXT, Effect.BRANCH) or not guest.is_flat(instruction):
+        return False
+    emitter = EMITTERS.get(name)
+    if emitter is not None:
+        return emitter(draft, instruction)
+    if name not in IDENT:
+        return False
+    offset = instruction.ip32 - draft.eip
+    return emit_ident(draft, instruction, data[offset : offset + instruction.len], decoder)

@@ -1,0 +1,149 @@
+"""A translation unit (TU) in the making: the host code so far, and the building blocks that emitters share.
+
+It must not know which guest instruction it emits for.
+
+Flags: nothing here changes RFLAGS, in which the guest's status flags live.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vmm.native.assembler import Assembler
+from vmm.native.cache import GUARD_BIAS, GUEST_ESP, Exit, TranslationCache
+from vmm.native.operands import R8, R8D, R9, R9D, R10, R11, R13, R14, Memory, Register, address
+
+_CHARGE_PLACEHOLDER = -0x1000_0000  # so that the displacement takes four bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A direct branch that may be pointed at a fragment.
+
+    Attributes:
+        at: offset of its rel32 in the TU's code.
+        eip: the guest address that it goes to.
+    """
+
+    at: int
+    eip: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The code of one TU, not placed yet.
+
+    Attributes:
+        eip: guest address of the first instruction.
+        code: host code.
+        hosts: offset in `code` at which each guest instruction begins.
+        eips: guest address of each.
+        end_eip: the address after the last instruction.
+        charged: instructions that retire if the end is reached.
+        landings: offset in `code` of what follows a CALL, and the return address that it stands for.
+    """
+
+    eip: int
+    code: bytes
+    hosts: tuple[int, ...]
+    eips: tuple[int, ...]
+    end_eip: int
+    charged: int
+    landings: tuple[tuple[int, int], ...]
+
+
+@dataclass(slots=True)
+class Draft:
+    """What emitters write into.
+
+    Attributes:
+        tc: where the code will be placed: at its next free position, before anything else is.
+        eip: guest address of the first instruction.
+        asm: the assembler.
+        hosts, eips: as of `Unit`.
+        links: branches to be chained.
+        landings: as of `Unit`.
+    """
+
+    tc: TranslationCache
+    eip: int
+    asm: Assembler = field(init=False)
+    hosts: list[int] = field(default_factory=list)
+    eips: list[int] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+    landings: list[tuple[int, int]] = field(default_factory=list)
+    _charge_at: int = 0
+
+    def __post_init__(self) -> None:
+        self.asm = self.tc.assembler()
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        """Budget -= n; if budget < 0: fault at the guard page."""
+        emit = self.asm.emit
+        emit("lea", R10, address(R10, _CHARGE_PLACEHOLDER))
+        self._charge_at = len(self.asm.code) - 4
+        emit("sarx", R9, R10, R11)
+        emit("movzx", R9D, Memory(8, R11, R9, 1, -GUARD_BIAS))
+
+    def begin(self, eip: int) -> None:
+        """The next guest instruction is the one at `eip`."""
+        self.hosts.append(len(self.asm.code))
+        self.eips.append(eip)
+
+    def is_in_page(self, eip: int) -> bool:
+        """Whether a guest address is in the page of this TU, so that its mapping cannot differ."""
+        return eip >> 12 == self.eip >> 12
+
+    def callout(self, eip: int) -> None:
+        """Leave the TC: the instruction at `eip` is interpreted."""
+        self.asm.emit("mov", R8D, eip)
+        self.asm.jump_to("jmp", self.tc.host + self.tc.exits[Exit.CALLOUT])
+
+    def link(self, name: str, eip: int) -> None:
+        """A direct branch (JMP, CALL, Jcc) inside the page, chained when it is first taken."""
+        self.links.append(Link(self.asm.jump_to(name, self.tc.host), eip))
+
+    def jump(self, eip: int) -> None:
+        """Go to a guest address: directly inside the page, by the table out of it, where the mapping may change."""
+        if self.is_in_page(eip):
+            self.link("jmp", eip)
+        else:
+            self.asm.emit("mov", R8D, eip)
+            self.dispatch("jmp")
+
+    def look_up(self) -> None:
+        """R9 = host address of the fragment for the guest address in R8D, or of the miss stub."""
+        self.asm.emit("mov", R9D, Memory(32, R14, R8, 4))
+        self.asm.emit("lea", R9, address(R13, index=R9))
+
+    def dispatch(self, name: str) -> None:
+        """JMP or CALL to the fragment for the guest address in R8D."""
+        self.look_up()
+        self.asm.emit(name, R9)
+
+    def push(self, value: Register | int) -> None:
+        """guest: [ESP - 4] = value; ESP -= 4."""
+        self.asm.emit("mov", Memory(32, GUEST_ESP, displacement=-4, gs=True), value)
+        self.asm.emit("lea", GUEST_ESP, address(GUEST_ESP, -4))
+
+    def land(self, eip: int) -> None:
+        """What follows a host CALL: the return address's fragment is entered from here, so that `ret` is predicted."""
+        self.landings.append((len(self.asm.code), eip))
+        self.jump(eip)
+
+    def bind_short(self, at: int) -> None:
+        """Point the rel32 at offset `at` here."""
+        code = self.asm.code
+        code[at : at + 4] = (len(code) - (at + 4)).to_bytes(4, "little", signed=True)
+
+    def finish(self, end_eip: int, charged: int) -> Unit:
+        """Append the stubs to which links lead until they are chained, and fill in the charge."""
+        asm = self.asm
+        for link in self.links:
+            self.bind_short(link.at)
+            asm.emit("mov", R8D, link.eip)
+            asm.emit("mov", R9D, self.tc.position + link.at)
+            asm.jump_to("jmp", self.tc.host + self.tc.exits[Exit.LINK])
+        asm.code[self._charge_at : self._charge_at + 4] = (-charged).to_bytes(4, "little", signed=True)
+        return Unit(self.eip, asm.finish(), tuple(self.hosts), tuple(self.eips), end_eip, charged, tuple(self.landings))
