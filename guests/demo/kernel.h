@@ -124,6 +124,7 @@ void syscall_dispatch(struct trap_frame *frame);
 
 /* serial.c */
 void serial_init(void);
+void serial_listen(void);
 void serial_put(char c);
 char serial_get(void);
 void serial_interrupt(void);

@@ -107,6 +107,7 @@ void kernel_main(uint32_t magic, uint32_t info_physical)
     if (loaded)
         reserve_modules(direct(info_physical));
     interrupts_init();
+    serial_listen();
     if (!quiet)
         print("trapgate demo kernel: %u KiB RAM, %u Hz, system calls by %s\n", ram_bytes / 1024, hertz,
               has_sysenter ? "int 80h and sysenter" : "int 80h");

@@ -18,7 +18,7 @@
 static char ring[256];
 static volatile uint32_t received, taken; /* counts; the ring holds what lies between */
 
-/* 115200 baud, 8 data bits, no parity; FIFOs on, an interrupt for each byte received. */
+/* 115200 baud, 8 data bits, no parity; FIFOs on, no interrupts yet. */
 void serial_init(void)
 {
     out8(INTERRUPT_ENABLE, 0);
@@ -28,6 +28,12 @@ void serial_init(void)
     out8(LINE_CONTROL, LINE_CONTROL_8N1);
     out8(FIFO_CONTROL, 0x07);  /* on, both emptied, trigger at one byte */
     out8(MODEM_CONTROL, 0x0B); /* DTR, RTS, and OUT2, which lets interrupts through */
+}
+
+/* An interrupt for each byte received from now on. The controllers must be set up before: they look for edges, and a
+   byte that is there already makes its edge here. */
+void serial_listen(void)
+{
     out8(INTERRUPT_ENABLE, 0x01);
 }
 
