@@ -66,7 +66,6 @@ def memories(bits: int, *, gs: bool) -> list[Memory]:
         Memory(bits, R12D, gs=True, displacement=4),
         Memory(bits, EBX, ESI, 8, 0x100, gs=True),
         Memory(bits, None, ECX, 2, 0x10, gs=True),
-        Memory(bits, displacement=0x1000, gs=True),
     ]
     return plain + (windowed if gs else [])
 
@@ -167,6 +166,12 @@ def test_a_branch_to_a_host_address_says_where_its_field_is() -> None:
     at = assembler.jump_to("jmp", 0x2000)
     assert assembler.finish() == b"\x90\xe9" + (0x2000 - 0x1006).to_bytes(4, "little")
     assert at == 2
+
+
+def test_an_absolute_address_in_the_window_is_cut_to_32_bits() -> None:
+    assembler = Assembler(0)
+    assembler.emit("mov", EAX, Memory(32, displacement=-0x1000, gs=True))
+    assert assembler.finish().hex() == "65678b042500f0ffff"  # addr32 mov eax, gs:[0xfffff000]
 
 
 @pytest.mark.parametrize(
