@@ -20,6 +20,8 @@ CONTROLLER_FAILURE = 0x20
 
 _HARD = 0x80
 _MAX_CHS_SECTORS = 128
+#: A packet may ask for 65535 sectors; so many are moved at once.
+_PIECE_SECTORS = 1024
 _EDD_VERSION_1 = 0x01
 _EDD_PACKET_ACCESS = 0x0001
 _PACKET = struct.Struct("<BBHHHQ")
@@ -63,6 +65,8 @@ def _serve(platform: Platform, frame: CallFrame) -> None:
         status = _FLOPPY_FUNCTIONS[function](platform, frame, disk)
     else:
         status = BAD_PARAMETER
+    if frame.status:
+        return  # not done yet
     platform.store(bda.DISK_STATUS if frame.dl >= _HARD else bda.FLOPPY_STATUS, 1, status)
     if function == 0x41 and status == OK:
         frame.ah, frame.carry = _EDD_VERSION_1, False
@@ -188,12 +192,17 @@ def _transfer_packet(platform: Platform, frame: CallFrame, disk: Disk) -> int:
         return BAD_PARAMETER
     if frame.ah == 0x47:
         return OK
-    if lba + count > disk.sector_count:
+    if lba + count > disk.sector_count or count < frame.attempt:
         platform.store(at + 2, 2, 0)
         return BAD_PARAMETER
-    status = _move(platform, disk, frame.ah, lba, count, (selector << 4) + offset)
+    done = frame.attempt
+    piece = min(count - done, _PIECE_SECTORS)
+    linear = (selector << 4) + offset + done * SECTOR_BYTES
+    status = _move(platform, disk, frame.ah, lba + done, piece, linear)
     if status != OK:
         platform.store(at + 2, 2, 0)
+    elif done + piece < count:
+        frame.again(done + piece)
     return status
 
 

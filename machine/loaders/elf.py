@@ -5,7 +5,9 @@ It must not know which boot protocol the file also follows.
 Source: System V ABI, "Object Files" and "Program Loading", with the Intel386 supplement.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from struct import Struct as RawStruct
 
 from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Struct
 
@@ -75,6 +77,9 @@ SECTION_HEADER = Struct(
     "entsize" / Int32ul,
 )
 
+#: Where `addr` is in a section header.
+SECTION_ADDRESS_OFFSET = 12
+
 _OTHER_MACHINES = {
     0: "none",
     2: "SPARC",
@@ -102,7 +107,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A section header; `data` is None where the file has no bytes for it."""
+    """A section header; `offset` and `size_bytes` are of the file, but for NOBITS sections, which it does not hold."""
 
     kind: int
     flags: int
@@ -184,34 +189,37 @@ def _refuse_other_targets(elf_class: int, encoding: int, kind: int, machine: int
         raise ImageError(f"ELF file is {kinds.get(kind, f'of type {kind}')}, not an executable (offset 0x10)")
 
 
+def _table(data: bytes, offset: int, count: int, structure: Struct, what: str) -> Iterator[tuple[int, dict[str, int]]]:
+    """Offset and fields of each of `count` headers; a table may have 65535 of them, so they are unpacked by the row.
+
+    Raises:
+        ImageError: the file ends before one of them does.
+    """
+    names = [field.name for field in structure.subcons]
+    row = RawStruct(f"<{len(names)}I")
+    inside = min(count, max(0, len(data) - offset) // row.size)
+    for index in range(inside):
+        at = offset + index * row.size
+        yield at, dict(zip(names, row.unpack_from(data, at), strict=True))
+    if inside < count:
+        parse_at(structure, data, offset + inside * row.size, f"{what} {inside}")
+
+
 def _segments(data: bytes, table: int, entry_bytes: int, count: int) -> tuple[Segment, ...]:
     if count and entry_bytes != PROGRAM_HEADER.sizeof():
         raise ImageError(f"ELF program headers of {entry_bytes} bytes each, not 32 (offset 0x2a)")
     segments = []
-    for index in range(count):
-        offset = table + index * entry_bytes
-        header = parse_at(PROGRAM_HEADER, data, offset, f"ELF program header {index}")
-        if header.type != PT_LOAD or header.memsz == 0:
+    for index, (offset, header) in enumerate(_table(data, table, count, PROGRAM_HEADER, "ELF program header")):
+        if header["type"] != PT_LOAD or header["memsz"] == 0:
             continue
         where = f"ELF program header {index} at offset {offset:#x}"
-        if header.filesz > header.memsz:
-            raise ImageError(f"{where}: {header.filesz:#x} bytes in the file, only {header.memsz:#x} in memory")
-        if header.offset + header.filesz > len(data):
-            end = header.offset + header.filesz
-            raise ImageError(f"truncated: {where} needs the file up to {end:#x}, it has {len(data):#x} bytes")
-        if header.paddr + header.memsz > 1 << 32:
-            raise ImageError(f"{where}: physical range from {header.paddr:#x} on passes 4 GiB")
-        segments.append(
-            Segment(
-                index,
-                header.offset,
-                header.vaddr,
-                header.paddr,
-                header.filesz,
-                header.memsz,
-                header.flags,
-            )
-        )
+        if header["filesz"] > header["memsz"]:
+            raise ImageError(f"{where}: {header['filesz']:#x} bytes in the file, only {header['memsz']:#x} in memory")
+        _check_inside(data, header["offset"] + header["filesz"], where)
+        if header["paddr"] + header["memsz"] > 1 << 32:
+            raise ImageError(f"{where}: physical range from {header['paddr']:#x} on passes 4 GiB")
+        places = [header[name] for name in ("offset", "vaddr", "paddr", "filesz", "memsz", "flags")]
+        segments.append(Segment(index, *places))
     if not segments:
         raise ImageError("ELF file has no segment to load")
     return tuple(segments)
@@ -223,15 +231,18 @@ def _sections(data: bytes, table: int, entry_bytes: int, count: int) -> tuple[tu
     if entry_bytes != SECTION_HEADER.sizeof():
         raise ImageError(f"ELF section headers of {entry_bytes} bytes each, not 40 (offset 0x2e)")
     sections = []
-    for index in range(count):
-        offset = table + index * entry_bytes
-        header = parse_at(SECTION_HEADER, data, offset, f"ELF section header {index}")
-        if header.type in (SHT_SYMTAB, SHT_STRTAB) and header.offset + header.size > len(data):
-            end = header.offset + header.size
+    for index, (offset, header) in enumerate(_table(data, table, count, SECTION_HEADER, "ELF section header")):
+        if header["type"] in (SHT_SYMTAB, SHT_STRTAB):
             where = f"ELF section header {index} at offset {offset:#x}"
-            raise ImageError(f"truncated: {where} needs the file up to {end:#x}, it has {len(data):#x} bytes")
-        sections.append(Section(header.type, header.flags, header.addr, header.offset, header.size, header.addralign))
+            _check_inside(data, header["offset"] + header["size"], where)
+        places = [header[name] for name in ("type", "flags", "addr", "offset", "size", "addralign")]
+        sections.append(Section(*places))
     return tuple(sections), data[table : table + count * entry_bytes]
+
+
+def _check_inside(data: bytes, end: int, where: str) -> None:
+    if end > len(data):
+        raise ImageError(f"truncated: {where} needs the file up to {end:#x}, it has {len(data):#x} bytes")
 
 
 def _physical_entry(entry: int, segments: tuple[Segment, ...]) -> int:

@@ -217,15 +217,15 @@ class _Information:
 
     def add_sections(self, executable: elf.Elf) -> None:
         """The section header table, and the symbol and string tables, which have no address until we give them one."""
-        table = bytearray()
+        table = bytearray(executable.section_headers)
         size_bytes = elf.SECTION_HEADER.sizeof()
         for index, section in enumerate(executable.sections):
-            header = elf.SECTION_HEADER.parse(executable.section_headers[index * size_bytes : (index + 1) * size_bytes])
             if section.kind in (elf.SHT_SYMTAB, elf.SHT_STRTAB) and not section.flags & elf.SHF_ALLOC:
                 data = executable.data[section.offset : section.offset + section.size_bytes]
                 align = section.align if 0 < section.align <= PAGE_BYTES else 4
-                header.addr = self._put(data, f"ELF section {index}", low=False, align=align) if data else 0
-            table += elf.SECTION_HEADER.build(header)
+                address = self._put(data, f"ELF section {index}", low=False, align=align) if data else 0
+                at = index * size_bytes + elf.SECTION_ADDRESS_OFFSET
+                table[at : at + 4] = address.to_bytes(4, "little")
         self._fields["flags"] |= INFO_ELF_SECTIONS
         self._fields["elf_num"] = len(executable.sections)
         self._fields["elf_size"] = size_bytes

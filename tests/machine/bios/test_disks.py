@@ -60,6 +60,17 @@ def test_packets_too_short(pc: Pc, size_bytes: int) -> None:
     assert (frame.ah, frame.carry) == (disks.BAD_PARAMETER, True)
 
 
+def test_long_transfers_are_done_in_pieces(pc: Pc) -> None:
+    pc.memory.write(0x5000, struct.pack("<BBHHHQ", 16, 0, 2500, 0x10, 0xFFFF, 100))
+    calls, frame = 1, pc.call(DISK, ax=0x4200, dx=0x80, si=0x5000)
+    while frame.attempt:
+        assert (frame.ax, frame.carry) == (0x4200, False)
+        calls += 1
+        frame = pc.call_again()
+    assert (calls, frame.ah, frame.carry, pc.number(0x5002, 2)) == (3, 0, False, 2500)
+    assert pc.memory.read(0x100000, 2500 * 512) == pc.drives[0x80].read(100, 2500)
+
+
 def test_format_track(pc: Pc) -> None:
     assert not pc.call(DISK, ax=0x0512, cx=0x0301, dx=0x0100).carry
     first = (3 * 2 + 1) * 18
