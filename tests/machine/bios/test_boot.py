@@ -209,6 +209,26 @@ def test_wait_takes_its_time(microseconds: int) -> None:
     assert microseconds - 977 <= waited_us <= microseconds + 2 * 977
 
 
+def test_waits_one_after_the_other() -> None:
+    pc = boot(
+        """
+        movw $3, %di
+1:      movw $0x8600, %ax
+        xorw %cx, %cx
+        movw $1000, %dx
+        int $0x15
+        jc 9f
+        movb $'w', %al
+        outb %al, $0xE9
+        decw %di
+        jnz 1b
+9:
+        """
+        + END
+    )
+    assert run_to_exit(pc) == b"www"
+
+
 def test_a_long_string_lets_interrupts_in() -> None:
     pc = boot(
         """

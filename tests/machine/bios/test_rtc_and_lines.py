@@ -93,6 +93,20 @@ def test_serial_send_and_receive() -> None:
     pc.close()
 
 
+@pytest.mark.parametrize(
+    ("al", "baud"), [(al << 5 | 3, baud) for al, baud in enumerate((110, 150, 300, 600, 1200, 2400, 4800, 9600))]
+)
+def test_serial_set_up(pc: Pc, al: int, baud: int) -> None:
+    pc.call(SERIAL, ax=al)
+    ports = pc.board.ports
+    assert ports.load(0x3FB, 1) == 0x03
+    ports.store(0x3FB, 1, 0x83)
+    divisor = ports.load(0x3F8, 1) | ports.load(0x3F9, 1) << 8
+    assert divisor == round(115200 / baud)
+    ports.store(0x3FB, 1, 0x03)
+    assert ports.load(0x3F9, 1) == 0
+
+
 def test_serial_receive_times_out(pc: Pc) -> None:
     frame = pc.call(SERIAL, ah=0x02, al=0x55)
     waits = 0
