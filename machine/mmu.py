@@ -263,6 +263,13 @@ class Mmu:
             raise GuestFault(Vector.AC, 0)
         return self._load(linear, size_bytes, user=self.user, write=True)
 
+    def check(self, segment: Segment, offset: int, size_bytes: int, *, write: bool) -> None:
+        """Raise whatever an access would raise, and set A and D bits as it would; transfer nothing."""
+        linear = self.check_segment(segment, offset, size_bytes, write=write)
+        if self.aligned_only and self.user and linear & (size_bytes - 1):
+            raise GuestFault(Vector.AC, 0)
+        self.check_linear(linear, size_bytes, write=write, user=self.user)
+
     def load8(self, segment: Segment, offset: int) -> int:
         """Read a byte."""
         if segment.read_low <= offset <= segment.read_high:

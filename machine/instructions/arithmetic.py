@@ -14,6 +14,7 @@ from machine.cpu import Cpu
 from machine.flags import AF, CF, OF, PF, SF, ZF
 from machine.instructions.operands import (
     address,
+    address_mask,
     gpr_number,
     is_memory,
     modify_of,
@@ -297,7 +298,7 @@ def build_bit(name: str) -> Build:
         segment, offset = address(cpu, instruction)
         reaches = instruction.op_kind(1) == OpKind.REGISTER
         bits = 8 * size
-        sign, mask = 1 << (bits - 1), MASK32 if _address_is_wide(instruction) else 0xFFFF
+        sign, mask = 1 << (bits - 1), address_mask(instruction)
         modify, store, load = modify_of(cpu, size), store_of(cpu, size), cpu.mmu.load
 
         def at(bit: int) -> int:
@@ -318,11 +319,6 @@ def build_bit(name: str) -> Build:
         return test if name == "bt" else change
 
     return build
-
-
-def _address_is_wide(instruction: Instruction) -> bool:
-    register = instruction.memory_base or instruction.memory_index
-    return RegisterExt.size(register) == 4 if register else instruction.memory_displ_size == 4
 
 
 def build_scan(name: str) -> Build:

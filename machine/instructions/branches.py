@@ -14,6 +14,7 @@ from machine.instructions.operands import (
     CONDITION_NAMES,
     MASKS,
     address,
+    address_mask,
     condition,
     is_memory,
     read,
@@ -168,11 +169,12 @@ def build_far(cpu: Cpu, instruction: Instruction) -> Operation:
         return lambda: transfer(cpu, selector, target, size, (state.eip + following) & MASK32)
     size = 2 if CODE_NAMES[instruction.code].endswith("M1616") else 4
     segment, offset = address(cpu, instruction)
+    mask = address_mask(instruction)
 
     def transfer_indirect() -> None:
         at = offset()
         target = mmu.load(segment, at, size)
-        selector = mmu.load16(segment, (at + size) & MASK32)
+        selector = mmu.load16(segment, (at + size) & mask)
         transfer(cpu, selector, target, size, (state.eip + following) & MASK32)
 
     return transfer_indirect

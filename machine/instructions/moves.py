@@ -135,7 +135,7 @@ def build_load_far_pointer(cpu: Cpu, instruction: Instruction) -> Operation:
     number = _FAR_POINTERS[instruction.mnemonic]
     size = size_bytes(instruction, 0)
     segment, offset = address(cpu, instruction)
-    mmu, mask = cpu.mmu, MASK32
+    mmu, mask = cpu.mmu, address_mask(instruction)
     put = write_register(cpu.state, instruction.op_register(0))
 
     def load() -> None:
@@ -334,14 +334,14 @@ def build_pop(cpu: Cpu, instruction: Instruction) -> Operation:
 
 
 def build_pop_segment(cpu: Cpu, instruction: Instruction) -> Operation:
-    """POP Sreg: 16 bits are read; ESP moves by the operand size, once the selector has loaded."""
+    """POP Sreg: the whole operand is read, and ESP moves past it once the selector, its low half, has loaded."""
     size = stack_bytes(instruction)
     number = segment_number(instruction.op_register(0))
     state, mmu = cpu.state, cpu.mmu
 
     def pop() -> None:
         offset = state.gpr[ESP] & cpu.stack_mask
-        selector = mmu.load(state.segments[SS], offset, 2)
+        selector = mmu.load(state.segments[SS], offset, size) & 0xFFFF
         mask = cpu.stack_mask  # of the stack that was popped: POP SS may change its width
         load_segment(cpu, number, selector)
         state.gpr[ESP] = state.gpr[ESP] & ~mask & MASK32 | (offset + size) & mask
@@ -362,7 +362,7 @@ def build_pusha(cpu: Cpu, instruction: Instruction) -> Operation:
         values = [value & value_mask for value in gpr]
         offsets = [(gpr[ESP] - size * (n + 1)) & mask for n in range(8)]
         for offset in offsets:
-            mmu.check_linear(mmu.check_segment(stack, offset, size, write=True), size, write=True, user=mmu.user)
+            mmu.check(stack, offset, size, write=True)
         for offset, value in zip(offsets, values, strict=True):
             mmu.store(stack, offset, size, value)
         cpu.set_esp(offsets[-1])
@@ -388,7 +388,10 @@ def build_popa(cpu: Cpu, instruction: Instruction) -> Operation:
 
 
 def build_enter(cpu: Cpu, instruction: Instruction) -> Operation:
-    """ENTER: every push is checked before the first is made, and the new top of the stack must be writable."""
+    """ENTER: the accesses are made in order, but every push is only checked at first, so that a fault changes nothing.
+
+    The last check is of the new top of the stack, which must be writable though nothing is pushed there.
+    """
     size = 4 if instruction.code == Code.ENTERD_IMM16_IMM8 else 2
     local_bytes, level = instruction.immediate16, instruction.immediate8_2nd & 31
     state, mmu = cpu.state, cpu.mmu
@@ -397,21 +400,30 @@ def build_enter(cpu: Cpu, instruction: Instruction) -> Operation:
     def enter() -> None:
         mask, stack = cpu.stack_mask, state.segments[SS]
         top, frame = gpr[ESP], gpr[EBP]
-        values = [frame & value_mask]
-        frame_pointer = (top - size) & mask
-        values.extend(mmu.load(stack, (frame - size * n) & mask, size) for n in range(1, level))
+        frame_pointer = top & ~mask | (top - size) & mask
+        pushes: list[tuple[int, int]] = []
+        pushed: dict[int, int] = {}  # byte by byte: the old frame may lie where the new one is pushed
+
+        def push(value: int) -> None:
+            offset = (top - size * (len(pushes) + 1)) & mask
+            mmu.check(stack, offset, size, write=True)
+            pushes.append((offset, value & value_mask))
+            pushed.update((offset + n, value >> 8 * n & 0xFF) for n in range(size))
+
+        def load(offset: int) -> int:
+            data = mmu.load(stack, offset, size).to_bytes(size, "little")
+            return int.from_bytes((pushed.get(offset + n, byte) for n, byte in enumerate(data)), "little")
+
+        push(frame)
+        for n in range(1, level):
+            push(load((frame - size * n) & mask))
         if level:
-            values.append((gpr[ESP] & ~mask | frame_pointer) & value_mask)
-        offsets = [(top - size * (n + 1)) & mask for n in range(len(values))]
-        new_top = (offsets[-1] - local_bytes) & mask
-        for offset in (*offsets, new_top):
-            mmu.check_linear(mmu.check_segment(stack, offset, size, write=True), size, write=True, user=mmu.user)
-        for offset, value in zip(offsets, values, strict=True):
+            push(frame_pointer)
+        new_top = (pushes[-1][0] - local_bytes) & mask
+        mmu.check(stack, new_top, size, write=True)
+        for offset, value in pushes:
             mmu.store(stack, offset, size, value)
-        if size == 4:
-            gpr[EBP] = gpr[ESP] & ~mask & MASK32 | frame_pointer
-        else:
-            gpr[EBP] = frame & 0xFFFF_0000 | frame_pointer & 0xFFFF
+        gpr[EBP] = frame & ~value_mask | frame_pointer & value_mask
         cpu.set_esp(new_top)
 
     return enter
@@ -438,12 +450,12 @@ def build_bound(cpu: Cpu, instruction: Instruction) -> Operation:
     size = size_bytes(instruction, 0)
     segment, offset = address(cpu, instruction)
     load, index = load_of(cpu, size), read(cpu, instruction, 0)
-    sign = 1 << 8 * size - 1
+    sign, mask = 1 << 8 * size - 1, address_mask(instruction)
 
     def check() -> None:
         at = offset()
         lower = load(segment, at)
-        upper = load(segment, (at + size) & MASK32)
+        upper = load(segment, (at + size) & mask)
         if not lower ^ sign <= index() ^ sign <= upper ^ sign:
             raise GuestFault(Vector.BR)
 

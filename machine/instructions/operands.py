@@ -122,17 +122,15 @@ def effective_address(state: CpuState, instruction: Instruction) -> Read:
     """A closure that computes the offset of the memory operand in 32 or 16 bits."""
     gpr = state.gpr
     base, index = instruction.memory_base, instruction.memory_index
-    displacement = instruction.memory_displacement & MASK32
-    wide = RegisterExt.size(base or index) == 4 if base or index else instruction.memory_displ_size == 4
+    mask = address_mask(instruction)
+    displacement = instruction.memory_displacement & mask
     b = RegisterExt.number(base) if base else 0
     i = RegisterExt.number(index) if index else 0
-    mask = MASK32 if wide else 0xFFFF
     shift = instruction.memory_index_scale.bit_length() - 1
     if not base and not index:
-        constant = displacement & mask
-        return lambda: constant
+        return lambda: displacement
     if not index:
-        if not displacement and wide:
+        if not displacement and mask == MASK32:
             return lambda: gpr[b]
         return lambda: (gpr[b] + displacement) & mask
     if not base:
@@ -143,14 +141,19 @@ def effective_address(state: CpuState, instruction: Instruction) -> Read:
 
 
 def address_mask(instruction: Instruction) -> int:
-    """0xFFFF or 0xFFFFFFFF: the address size of an instruction with an implied address (strings, XLAT)."""
+    """0xFFFF or 0xFFFFFFFF: the address size of an instruction with a memory operand, spelled out or implied.
+
+    The parts of an operand in parts (a far pointer, the bounds of BOUND) are apart by so many bits too.
+    """
     for n in range(instruction.op_count):
         kind = instruction.op_kind(n)
         if kind in (OpKind.MEMORY_SEG_SI, OpKind.MEMORY_SEG_DI, OpKind.MEMORY_ESDI):
             return 0xFFFF
         if kind in (OpKind.MEMORY_SEG_ESI, OpKind.MEMORY_SEG_EDI, OpKind.MEMORY_ESEDI):
             return MASK32
-    return MASK32 if RegisterExt.size(instruction.memory_base) == 4 else 0xFFFF
+    register = instruction.memory_base or instruction.memory_index
+    address_bytes = RegisterExt.size(register) if register else instruction.memory_displ_size
+    return MASK32 if address_bytes == 4 else 0xFFFF
 
 
 def string_source(cpu: Cpu, instruction: Instruction) -> Segment:

@@ -129,7 +129,7 @@ def _ins(context: _Context) -> Iteration:
         check_io(cpu, port, size)
         offset = gpr[EDI] & mask
         # The port must not be read if the write to memory will fault.
-        mmu.check_linear(mmu.check_segment(destination, offset, size, write=True), size, write=True, user=mmu.user)
+        mmu.check(destination, offset, size, write=True)
         store(destination, offset, cpu.ports.load(port, size))
         advance(EDI)
 

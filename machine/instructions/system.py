@@ -15,6 +15,7 @@ from machine.instructions.operands import (
     MASKS,
     Read,
     address,
+    address_mask,
     gpr_number,
     is_memory,
     read,
@@ -281,15 +282,15 @@ def build_store_table(cpu: Cpu, instruction: Instruction) -> Operation:
     """SGDT, SIDT: with a 16-bit operand the base's top byte is stored too, as current processors do."""
     table = cpu.state.gdtr if CODE_NAMES[instruction.code].startswith("SGDT") else cpu.state.idtr
     segment, offset = address(cpu, instruction)
-    mmu = cpu.mmu
+    mmu, mask = cpu.mmu, address_mask(instruction)
 
     def store() -> None:
         at = offset()
-        user = mmu.user
-        second = mmu.check_segment(segment, (at + 2) & MASK32, 4, write=True)
-        mmu.check_linear(second, 4, write=True, user=user)
+        base_at = (at + 2) & mask
+        mmu.check(segment, at, 2, write=True)
+        mmu.check(segment, base_at, 4, write=True)
         mmu.store16(segment, at, table.limit)
-        mmu.store32(segment, (at + 2) & MASK32, table.base)
+        mmu.store32(segment, base_at, table.base)
 
     return store
 
@@ -298,16 +299,16 @@ def build_load_table(cpu: Cpu, instruction: Instruction) -> Operation:
     """LGDT, LIDT: a 16-bit operand size loads 24 bits of the base."""
     name = CODE_NAMES[instruction.code]
     table = cpu.state.gdtr if name.startswith("LGDT") else cpu.state.idtr
-    mask = 0xFF_FFFF if name.endswith("M1616") else MASK32
+    base_mask = 0xFF_FFFF if name.endswith("M1616") else MASK32
     segment, offset = address(cpu, instruction)
-    mmu = cpu.mmu
+    mmu, mask = cpu.mmu, address_mask(instruction)
 
     def load() -> None:
         control.check_privilege(cpu)
         at = offset()
         limit = mmu.load16(segment, at)
-        base = mmu.load32(segment, (at + 2) & MASK32)
-        table.limit, table.base = limit, base & mask
+        base = mmu.load32(segment, (at + 2) & mask)
+        table.limit, table.base = limit, base & base_mask
 
     return load
 
@@ -391,7 +392,10 @@ def build_inspect(cpu: Cpu, instruction: Instruction) -> Operation:
 
 
 def build_arpl(cpu: Cpu, instruction: Instruction) -> Operation:
-    """ARPL r/m16, r16: raises the RPL of the first to that of the second; ZF says whether it had to."""
+    """ARPL r/m16, r16: raises the RPL of the first to that of the second; ZF says whether it had to.
+
+    Memory is written, and needs to be writable, only if the RPL changes.
+    """
     source, state, mmu = read(cpu, instruction, 1), cpu.state, cpu.mmu
     if is_memory(instruction, 0):
         segment, offset = address(cpu, instruction)
@@ -399,7 +403,7 @@ def build_arpl(cpu: Cpu, instruction: Instruction) -> Operation:
         def adjust_memory() -> None:
             _need_protected_mode(cpu)
             at = offset()
-            selector, rpl = mmu.modify16(segment, at), source() & 3
+            selector, rpl = mmu.load16(segment, at), source() & 3
             if selector & 3 < rpl:
                 mmu.store16(segment, at, selector & ~3 | rpl)
                 state.eflags |= ZF
