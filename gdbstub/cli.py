@@ -22,9 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(words)
     if options.version:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        sys.stdout.write(f"trapgate {version('trapgate')}\n")
+        try:
+            sys.stdout.write(f"trapgate {version('trapgate')}\n")
+        except PackageNotFoundError:
+            sys.stdout.write("trapgate, run from its sources without being installed\n")
         return 0
     if options.command is None:
         parser.print_help(sys.stderr)

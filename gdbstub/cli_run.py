@@ -31,8 +31,7 @@ from machine.memory import MemorySizeError
 from machine.pc import EngineFactory, Machine, MachineOptions
 from vmm.interp import Interpreter
 
-INTERRUPTED_STATUS = 128 + signal.SIGINT
-TERMINATED_STATUS = 128 + signal.SIGTERM
+SIGNAL_STATUS = 128
 _COM1, _COM2 = "serial", "serial 2"
 _LINE_NAMES = (_COM1, _COM2)
 
@@ -55,6 +54,11 @@ class SerialInput:
     def feed(self, data: bytes) -> None:
         """Send to the guest."""
         self.machine.feed_serial(self.index, data)
+
+    @property
+    def is_listening(self) -> bool:
+        """See `Machine.serial_is_listening`."""
+        return self.machine.serial_is_listening(self.index)
 
     @property
     def queued_bytes(self) -> int:
@@ -98,7 +102,7 @@ def run_machine(
             say(f"trapgate: {error}")
             return USAGE_STATUS
         except KeyboardInterrupt:
-            return INTERRUPTED_STATUS
+            return SIGNAL_STATUS + signal.SIGINT
         if options.json_stats:
             _write_statistics(options.json_stats, target.machine, end)
         return end.status
@@ -185,8 +189,11 @@ async def _serve(
     async with trio.open_nursery() as nursery:
 
         async def watch_signals() -> None:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
-                async for _ in signals:
+            # gdb handles Ctrl-C itself, and passes it on as a packet.
+            wanted = (signal.SIGTERM, signal.SIGHUP, *([signal.SIGINT] if accompany is None else []))
+            with trio.open_signal_receiver(*wanted) as signals:
+                async for number in signals:
+                    ends.append(End(EndKind.KILLED, SIGNAL_STATUS + number))
                     nursery.cancel_scope.cancel()
 
         async def go_along() -> None:
@@ -201,7 +208,7 @@ async def _serve(
             nursery.cancel_scope.cancel()
     if target.unseen_text:
         say(f"trapgate: {target.unseen_text.rstrip()}")
-    return ends[0] if ends else End(EndKind.KILLED, TERMINATED_STATUS if accompany is None else 0)
+    return ends[0] if ends else End(EndKind.KILLED)
 
 
 def _write_statistics(path: str, machine: Machine, end: End) -> None:

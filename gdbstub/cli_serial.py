@@ -31,6 +31,8 @@ MAX_EARLY_BYTES = 1 << 18
 # Input is taken from its source only while the guest has read most of what it got.
 MAX_QUEUED_BYTES = 4096
 _CONGESTED_S = 0.02
+# How long the first input waits for a guest that may never show that it listens.
+LISTEN_PATIENCE_S = 2.0
 
 Task = Callable[[], Awaitable[None]]
 
@@ -41,6 +43,10 @@ class SinkError(Exception):
 
 class Input(Protocol):
     """What takes the bytes that come in."""
+
+    @property
+    def is_listening(self) -> bool:
+        """False until the guest has set its end of the line up: it would lose what comes before."""
 
     def feed(self, data: bytes) -> None:
         """Take bytes."""
@@ -101,7 +107,7 @@ class Output:
 
 
 class TcpLine:
-    """A listening TCP port; one client at a time is the other end of the line."""
+    """A listening TCP port; one client at a time is the other end of the line, the next one waits."""
 
     def __init__(self, address: Address, announce: Callable[[str], None], name: str) -> None:
         """Open the port.
@@ -111,6 +117,7 @@ class TcpLine:
         """
         self._early: bytearray | None = bytearray()
         self._stream: trio.SocketStream | None = None
+        self._turn = trio.Lock()
         self._outgoing = bytearray()
         self._has_output = trio.Event()
         self._input: Input | None = None
@@ -150,9 +157,10 @@ class TcpLine:
             await nursery.start(_serve, listener, self._talk)
 
     async def _talk(self, stream: trio.SocketStream) -> None:
-        if self._stream is not None:
-            await stream.aclose()
-            return
+        async with self._turn:
+            await self._talk_alone(stream)
+
+    async def _talk_alone(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self._outgoing = self._early or bytearray()
         self._early = None
@@ -204,6 +212,9 @@ async def _feed(receiver: Input, data: bytes, wake: Callable[[], None]) -> None:
 
 async def read_descriptor(descriptor: int, receiver: Input, wake: Callable[[], None]) -> None:
     """Feed what can be read to the guest, until its end; the descriptor stays in blocking mode: others share it."""
+    with trio.move_on_after(LISTEN_PATIENCE_S):
+        while not receiver.is_listening:  # noqa: ASYNC110 - the guest tells nobody
+            await trio.sleep(_CONGESTED_S)
     while True:
         try:
             await trio.lowlevel.wait_readable(descriptor)

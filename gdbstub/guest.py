@@ -294,7 +294,7 @@ class GuestTarget:
         return self._stopped(StopEvent(StopReason.STEP, text=text))
 
     def _step_engine(self, *, deliver_caught: bool) -> Stop:
-        """One step; an interrupt that the user has seen coming and lets happen does, whatever `step_interrupts` says."""
+        """One step; an interrupt that the user has seen coming and lets happen does, with `step_interrupts` or not."""
         debug = self.machine.debug
         before = debug.step_interrupts
         debug.step_interrupts = before or deliver_caught

@@ -16,6 +16,7 @@ from machine.clock import Clock
 from machine.cpu import Cpu
 from machine.debug import DebugControl
 from machine.devices.board import Board, BoardOptions
+from machine.devices.uart import Output
 from machine.disk import Disk, Media
 from machine.engine import Engine
 from machine.lines import CpuLines
@@ -99,7 +100,10 @@ class Machine:
         self.lines = CpuLines()
         self.memory = PhysicalMemory(options.loading.ram_bytes)
         self.memory.map_rom(rom())
-        self.board = Board(self.clock, self.lines, self.memory, _board_options(options, image))
+        self._serial_used = [False, False]
+        board = _board_options(options, image)
+        serial = (self._noting_use(0, board.serial[0]), self._noting_use(1, board.serial[1]))
+        self.board = Board(self.clock, self.lines, self.memory, replace(board, serial=serial))
         self.cpu = Cpu(self.memory, self.board.ports, self.lines, self.clock, self._alu)
         caller = Caller(self.cpu.state, self.memory)
         self.firmware = Firmware(caller, self.memory, self.board.ports, _drives(image.disk))
@@ -107,6 +111,14 @@ class Machine:
         self._boot()
         self.engine = factory(self)
         self.engine.enter()
+
+    def _noting_use(self, index: int, output: Output | None) -> Output:
+        def pass_on(data: bytes) -> None:
+            self._serial_used[index] = True
+            if output is not None:
+                output(data)
+
+        return pass_on
 
     def _boot(self) -> None:
         """From RESET to the image's first instruction; a disk image is left to the BIOS."""
@@ -183,6 +195,10 @@ class Machine:
     def serial_queued_bytes(self, index: int) -> int:
         """How many of those bytes the guest has not read yet."""
         return (self.board.com1, self.board.com2)[index].queued_bytes
+
+    def serial_is_listening(self, index: int) -> bool:
+        """True once the guest has used COM1 or COM2: it lets received bytes interrupt, or has sent one."""
+        return self._serial_used[index] or (self.board.com1, self.board.com2)[index].receives_by_interrupt
 
     def type_text(self, text: str) -> None:
         """Type on the keyboard; ValueError for a character that has no key."""

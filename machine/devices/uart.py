@@ -134,6 +134,11 @@ class Uart(Device):
         self._admit()
 
     @property
+    def receives_by_interrupt(self) -> bool:
+        """The guest has asked for an interrupt for received bytes."""
+        return bool(self.enables & _IER_RECEIVED)
+
+    @property
     def queued_bytes(self) -> int:
         """Injected bytes that the guest has not read; a source that wants to be polite waits while they are many."""
         return len(self.queue) + len(self.fifo)

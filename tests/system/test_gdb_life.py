@@ -57,7 +57,8 @@ def test_a_client_that_vanishes_leaves_the_guest_stopped() -> None:
             [trapgate.connect, *asked("$icount"), "backtrace 1", "monitor info breakpoints"],
             program=DEMO,
         )
-        assert int(again.value_of("$icount")) == 16434
+        assert 16_000 < int(again.value_of("$icount")) < 17_000
+        assert "kernel_main" in again.output
         assert "gdb: " not in again.output
 
 

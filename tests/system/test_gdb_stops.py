@@ -91,30 +91,38 @@ class TestCatching:
 class TestStepper:
     """Instructions at symbols step_NAME; one step must end where the architecture says."""
 
-    @pytest.mark.parametrize(
-        ("name", "steps", "end"),
-        [
-            ("plain", 1, "&step_plain + 5"),
-            ("plain", 3, "&leaf"),
-            ("rep", 1, "&step_rep"),
-            ("rep", 5, "&step_after_rep"),
-            ("rep_zero", 1, "&step_after_rep_zero"),
-            ("int", 1, "&service"),
-            ("popf", 1, "&step_after_popf"),
-            ("mov_ss", 1, "&step_mov_ss + 2"),
-            ("sti", 1, "&step_hlt"),
-            ("sti", 2, "&line0"),
-            ("loop", 1, "&step_loop"),
-            ("loop", 3, "&step_after_loop"),
-            ("int3", 1, "&breakpoint"),
-        ],
+    # In the order in which the guest comes to them: name, steps, and where they end.
+    STEPS = (
+        ("plain", 3, "&leaf"),
+        ("rep", 5, "&step_after_rep"),
+        ("rep_zero", 1, "&step_after_rep_zero"),
+        ("int", 1, "&service"),
+        ("popf", 1, "&step_after_popf"),
+        ("mov_ss", 1, "&step_mov_ss + 2"),
+        ("sti", 2, "&line0"),
+        ("loop", 3, "&step_after_loop"),
+        ("int3", 1, "&breakpoint"),
     )
-    def test_steps(self, name: str, steps: int, end: str) -> None:
+
+    def test_steps(self) -> None:
+        commands = ["monitor step-interrupts on"]
+        for name, steps, end in self.STEPS:
+            commands += [f"tbreak *step_{name}", "continue"]
+            commands += [f"stepi {steps}", *asked(f"(long)$eip - (long)({end})")]
+        run = session(*commands, image="tiny-stepper", append="")
+        ends = {name: run.value_of(f"(long)$eip - (long)({end})") for name, _, end in self.STEPS}
+        assert ends == {name: "0" for name, _, _ in self.STEPS}, run.output
+
+    def test_one_step_is_one_iteration_and_sti_holds_interrupts_off(self) -> None:
         run = session(
-            "monitor step-interrupts on", f"tbreak *step_{name}", "continue", f"stepi {steps}",
-            *asked(f"(long)$eip - (long)({end})"), image="tiny-stepper", append="",
+            "tbreak *step_rep", "continue", "stepi", *asked("(long)$eip - (long)&step_rep"), *asked("$ecx"),
+            "tbreak *step_sti", "continue", "stepi", *asked("(long)$eip - (long)&step_hlt"),
+            "tbreak *step_loop", "continue", "stepi", *asked("(long)$eip - (long)&step_loop"), image="tiny-stepper",
+            append="",
         )  # fmt: skip
-        assert run.value_of(f"(long)$eip - (long)({end})") == "0", run.output
+        for name in ("rep", "hlt", "loop"):
+            assert run.value_of(f"(long)$eip - (long)&step_{name}") == "0"
+        assert run.value_of("$ecx") == "4"
 
     def test_without_interrupts_a_step_on_hlt_still_wakes(self) -> None:
         run = session(
@@ -151,8 +159,13 @@ class TestDeterminism:
 
 class TestMonitorBreakpoints:
     def test_physical(self) -> None:
-        run = session("monitor break phys 0x10742b", "continue", "info symbol $eip", "monitor delete 1")
-        assert "Monitor breakpoint 1: break at physical 0x0010742b." in run.output
+        run = session(
+            'eval "monitor break phys %#x", (long)&kernel_main - 0xc0000000',
+            "continue",
+            "info symbol $eip",
+            "monitor delete 1",
+        )
+        assert re.search(r"Monitor breakpoint 1: break at physical 0x0010\w{4}\.", run.output)
         assert "kernel_main" in run.output
 
     def test_one_address_space_only(self) -> None:
