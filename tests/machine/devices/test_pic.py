@@ -198,6 +198,16 @@ def test_spurious_interrupts_answer_7_and_serve_nothing() -> None:
     assert (pair.isr(), pair.isr(SLAVE)) == (4, 0)
 
 
+def test_non_specific_eoi_ignores_the_level() -> None:
+    pair = Pair()
+    pair.up(5)
+    pair.taken()
+    pair.up(1)
+    pair.taken()
+    pair.out(MASTER, 0x25)
+    assert pair.isr() == 0x20
+
+
 def test_specific_eoi() -> None:
     pair = Pair()
     pair.up(5)
@@ -237,15 +247,21 @@ def test_rotation_at_eoi(command: int, order: list[int]) -> None:
     assert seen == order
 
 
-def test_set_priority() -> None:
+@pytest.mark.parametrize(("lowest", "ascending"), [(4, [4, 3, 0, 7, 5]), (3, [3, 1, 0, 6, 4]), (7, [7, 6, 3, 1, 0])])
+def test_set_priority(lowest: int, ascending: list[int]) -> None:
     pair = Pair()
-    pair.out(MASTER, 0xC4)
+    pair.up(3)
+    pair.taken()
+    pair.down(3)
+    pair.out(MASTER, 0xC0 | lowest)
+    assert pair.isr() == 0x08, "it is no EOI"
+    pair.out(MASTER, EOI)
     seen = []
-    for irq in (4, 0, 5):
+    for irq in ascending:
         pair.up(irq)
         seen += pair.taken()
-    assert seen == vectors([4, 0, 5]), "5 is the highest now, 4 the lowest"
-    assert pair.isr() == 0x31
+    assert seen == vectors(ascending), "each interrupts the one before"
+    assert pair.isr() == sum(1 << irq for irq in ascending)
 
 
 def test_automatic_eoi_leaves_nothing_in_service() -> None:
@@ -320,10 +336,10 @@ def test_special_mask_needs_its_enable_bit() -> None:
 def test_poll_acknowledges_and_reads_the_level_once() -> None:
     pair = Pair()
     pair.out(MASTER, READ_IRR)
-    pair.up(5)
+    pair.up(6)
     pair.out(MASTER, POLL)
-    assert pair.read(MASTER) == 0x85
-    assert (pair.read(MASTER), pair.isr(), pair.lines.intr) == (0, 0x20, False)
+    assert pair.read(MASTER) == 0x86
+    assert (pair.read(MASTER), pair.isr(), pair.lines.intr) == (0, 0x40, False)
     pair.out(MASTER, EOI, POLL)
     assert pair.read(MASTER) == 0
     pair.out(MASTER + 1, 0x77)

@@ -124,6 +124,36 @@ def test_null_count_until_the_element_is_loaded() -> None:
     assert channel.value(11) == 20
 
 
+def test_null_count_comes_with_the_whole_count() -> None:
+    channel = configured(0, 100)
+    channel.write(5, 1)
+    assert channel.status(1) & 0x40 == 0
+    channel.write(0, 2)
+    assert [channel.status(tick) & 0x40 for tick in (2, 3)] == [0x40, 0]
+
+
+@pytest.mark.parametrize(
+    ("count", "new", "written_at", "expected"),
+    [
+        (4, 5, 1, "###__###__###__"),
+        (4, 5, 3, "###__###__###__"),
+        (4, 7, 2, "###___####___####"),
+        (5, 4, 4, "####__##__##"),
+        (5, 4, 2, "####__##__##"),
+        (3, 8, 3, "###_####____####"),
+    ],
+)
+def test_mode_3_takes_a_new_count_after_half_a_period(count: int, new: int, written_at: int, expected: str) -> None:
+    channel = configured(3, count)
+    seen = ""
+    for tick in range(len(expected)):
+        seen += "_#"[channel.output(tick)]
+        if tick == written_at:
+            channel.write(new, tick)
+            channel.write(0, tick)
+    assert seen == expected
+
+
 def test_mode_as_written_is_in_the_status() -> None:
     channel = configured(6, 100)
     assert (channel.mode, channel.status(1) & 0x3F) == (2, 0x3C)
