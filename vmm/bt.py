@@ -85,15 +85,11 @@ class BinaryTranslator(Interpreter):
 
     def _execute_blocks(self, limit_icount: int) -> Stop | None:
         """Run emitted code while the CPU is in a state that it stands for, and the budget is worth it."""
-        if limit_icount - self._cpu.clock.icount < MIN_BUDGET_INSNS or self._breakpoints_anywhere:
+        if limit_icount - self._cpu.clock.icount < MIN_BUDGET_INSNS:
             return super()._execute_blocks(limit_icount)
         if not self._is_flat():
             return super()._execute_blocks(min(limit_icount, self._cpu.clock.icount + MIN_BUDGET_INSNS))
         return self._execute_native(limit_icount)
-
-    @property
-    def _breakpoints_anywhere(self) -> bool:
-        return bool(self._breakpoints or self._physical_breakpoints)
 
     def _is_flat(self) -> bool:
         """32-bit protected-mode code, and CS SS DS ES with base 0 and limit 4 GiB."""
@@ -232,7 +228,7 @@ class BinaryTranslator(Interpreter):
         if tc.free_bytes < _TC_RESERVE_BYTES:
             self._drop_everything()
         ram_page = at >> PAGE_SHIFT
-        unit = translate(tc, eip, bytes(memory.ram8[at : (ram_page + 1) << PAGE_SHIFT]))
+        unit = translate(tc, eip, bytes(memory.ram8[at : (ram_page + 1) << PAGE_SHIFT]), self._stops(eip, ram_page))
         start = tc.place(unit.code)
         fragment = Fragment(
             eip,
@@ -253,6 +249,25 @@ class BinaryTranslator(Interpreter):
         self._count("translation units")
         self._seconds_in_translator += time.perf_counter() - before
         return fragment
+
+    def _stops(self, eip: int, ram_page: int) -> frozenset[int]:
+        """The guest addresses in the page of `eip` that have a breakpoint, by linear or by physical address."""
+        page = eip & ~0xFFF
+        stops = {address for address in self._breakpoints if address & ~0xFFF == page}
+        stops.update(
+            page | address & 0xFFF for address in self._physical_breakpoints if address >> PAGE_SHIFT == ram_page
+        )
+        return frozenset(stops)
+
+    def _debug_changed(self) -> None:
+        """Breakpoints came or went: the fragments of their pages are translated anew."""
+        before = {*self._breakpoints}, {*self._physical_breakpoints}
+        super()._debug_changed()
+        linear = {address >> PAGE_SHIFT for address in before[0] ^ {*self._breakpoints}}
+        physical = {address >> PAGE_SHIFT for address in before[1] ^ {*self._physical_breakpoints}}
+        for ram_page, fragments in list(self._fragments.pages.items()):
+            if ram_page in physical or any(fragment.eip >> PAGE_SHIFT in linear for fragment in fragments):
+                self._drop_page(ram_page)
 
     def _code_written(self, at: int, length: int, _old: bytes, flags: int) -> None:
         """A store to a page with fragments: if it hits translated bytes, the page's fragments go."""

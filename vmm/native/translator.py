@@ -46,20 +46,21 @@ EMITTERS: dict[str, Emitter] = {
 }
 
 
-def translate(tc: TranslationCache, eip: int, data: bytes) -> Unit:
+def translate(tc: TranslationCache, eip: int, data: bytes, stops: frozenset[int] = frozenset()) -> Unit:
     """Translate from `eip` on, up to 12 instructions, a control transfer, a callout, or the end of the page.
 
     Args:
         tc: where the code will be placed next.
         eip: guest address of the first instruction.
         data: the bytes from there to the end of the page.
+        stops: guest addresses whose instructions are callouts because a debugger may stop there.
     """
     draft = Draft(tc, eip)
     decoder = Decoder(32, data, OPTIONS, eip)
     end_eip = eip
     while decoder.can_decode and len(draft.hosts) < MAX_TU_INSTRUCTIONS:
         instruction = decoder.decode()
-        if instruction.is_invalid or not _emit(draft, instruction, data, decoder):
+        if instruction.is_invalid or end_eip in stops or not _emit(draft, instruction, data, decoder):
             break
         end_eip = instruction.next_ip32
         if instruction.flow_control != FlowControl.NEXT:
