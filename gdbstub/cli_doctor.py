@@ -102,6 +102,16 @@ def check_host() -> Finding:
     return Finding("host", ok, f"{system} {platform.release()} on {machine}", effect)
 
 
+def check_undefined_flags() -> Finding:
+    """Whether the flags that the SDM leaves undefined can be taken from this CPU."""
+    from vmm.hostalu import choose_alu
+
+    profile = choose_alu().profile
+    ok = not profile.unprobed and not profile.host_operations
+    effect = "the guest sees them so; --undefined-flags MODEL makes runs the same on another host"
+    return Finding("undefined flags", ok, profile.describe(), effect)
+
+
 def check_fsgsbase() -> Finding:
     """WRGSBASE in user mode."""
     ok = "fsgsbase" in _cpu_flags() and bool(_auxiliary_value(_AT_HWCAP2) & _HWCAP2_FSGSBASE)
@@ -185,6 +195,7 @@ def _version(path: str) -> str:
 CHECKS: tuple[Callable[[], Finding], ...] = (
     check_python,
     check_host,
+    check_undefined_flags,
     check_fsgsbase,
     check_bmi2,
     check_signal_stack,

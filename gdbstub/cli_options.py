@@ -123,6 +123,12 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--ns-per-insn", type=parse_count, default=1, metavar="N", help="virtual nanoseconds an instruction (default 1)"
     )
     add(
+        "--undefined-flags",
+        default="host",
+        metavar="MODEL",
+        help="flags that the SDM leaves undefined: this host's CPU's (host), or those of a known CPU (default host)",
+    )
+    add(
         "--rtc", metavar="YYYY-MM-DD[THH:MM:SS]", help="what the clock chip says at power-on (default: always the same)"
     )
     add("--json-stats", metavar="FILE", help="write what the engine counted there at the end")

@@ -23,12 +23,15 @@ from gdbstub.debuggee import End, EndKind
 from gdbstub.guest import GuestTarget
 from gdbstub.server import ListenError, Server, listen
 from guests import images
+from machine.alu import Alu
 from machine.devices.board import BoardOptions
 from machine.devices.rtc import START_DATE
 from machine.loaders.errors import ImageError
 from machine.loaders.image import LoadOptions, parse_modules
 from machine.memory import MemorySizeError
 from machine.pc import EngineFactory, Machine, MachineOptions
+from machine.undefined import PROFILES
+from vmm.hostalu import choose_alu
 from vmm.interp import Interpreter
 
 SIGNAL_STATUS = 128
@@ -108,6 +111,14 @@ def run_machine(
         return end.status
 
 
+def _choose_alu(model: str) -> Alu:
+    try:
+        return choose_alu(model)
+    except KeyError:
+        names = ", ".join(("host", *PROFILES))
+        raise UsageError(f"--undefined-flags {model}: there is no such model; there are: {names}") from None
+
+
 def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) -> GuestTarget:
     """Build the machine that the options describe, stopped before its first instruction.
 
@@ -143,6 +154,7 @@ def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) ->
             MachineOptions(image=image, loading=loading, board=board, ns_per_insn=options.ns_per_insn, symbols=symbols),
             ENGINES,
             options.vmm,
+            _choose_alu(options.undefined_flags),
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

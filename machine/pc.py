@@ -183,6 +183,7 @@ class Machine:
             "virtual ns": clock.now_ns,
             "virtual ns in HLT": clock.idle_ns,
             "resets": self.resets,
+            "undefined flags": self._alu.profile.name,
             **self.engine.statistics(),
         }
 
