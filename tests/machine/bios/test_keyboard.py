@@ -149,6 +149,14 @@ def test_special_keys(pc: Pc) -> None:
     assert press(pc, 0x54, 0x54 | UP) == [keyboard.KEY_SYSREQ_DOWN, keyboard.KEY_SYSREQ_UP]
 
 
+@pytest.mark.parametrize(
+    "codes", [(CTRL, 0x53), (ALT, 0x53), (0x53,), (CTRL, ALT, 0x52), (CTRL, 0x37), (0x46,), (ALT, 0xE0, 0x37)]
+)
+def test_parts_of_special_keys_are_none(pc: Pc, codes: tuple[int, ...]) -> None:
+    assert press(pc, *codes) == []
+    assert pc.number(bda.WARM_BOOT, 2) == 0
+
+
 def test_pause_swallows_the_key_that_ends_it(pc: Pc) -> None:
     assert press(pc, 0xE1, 0x1D, 0x45, 0xE1, 0x9D, 0xC5) == []
     assert pc.number(bda.SHIFT_FLAGS) == 0
