@@ -20,6 +20,7 @@ from vmm.native import stateblock
 from vmm.native.cache import Exit, TranslationCache
 from vmm.native.dispatch import DispatchTable
 from vmm.native.fragments import Fragment, FragmentIndex
+from vmm.native.signals import CORE
 from vmm.native.translator import translate
 from vmm.native.windows import Windows
 
@@ -82,6 +83,14 @@ class BinaryTranslator(Interpreter):
         self._counters[name] = self._counters.get(name, 0) + 1
 
     # Running.
+
+    def run(self, until_icount: int, *, skip_breakpoint: bool = False, deliver_caught: bool = False) -> Stop:
+        """Execute until the icount is reached or something stops it: see `Engine.run`."""
+        CORE.arm()
+        try:
+            return super().run(until_icount, skip_breakpoint=skip_breakpoint, deliver_caught=deliver_caught)
+        finally:
+            CORE.disarm()
 
     def _execute_blocks(self, limit_icount: int) -> Stop | None:
         """Run emitted code while the CPU is in a state that it stands for, and the budget is worth it."""

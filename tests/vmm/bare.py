@@ -1,13 +1,18 @@
-"""A CPU with memory and an empty port bus, in flat 32-bit mode or in real mode, for tests of engines."""
+"""A CPU with memory and an empty port bus, in flat 32-bit mode or in real mode, for tests of engines.
+
+It must not know which engines there are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from machine.alu import build_alu
 from machine.clock import Clock
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop, StopKind
+from machine.engine import Engine
 from machine.lines import CpuLines
 from machine.memory import PhysicalMemory
 from machine.ports import PortBus
@@ -24,26 +29,38 @@ HANDLER_BYTES = 16
 CODE_SELECTOR = 0x08
 DATA_SELECTOR = 0x10
 
+EngineMaker = Callable[[Cpu, DebugControl], Engine]
+
 _CODE = 0x9B | SEG_DB | SEG_G
 _DATA = 0x93 | SEG_DB | SEG_G
 
 
 @dataclass(slots=True)
 class Bare:
-    """The parts, and an `Interpreter` that has been entered."""
+    """The parts, and an engine that has been entered.
 
+    Attributes:
+        make: what makes the engine.
+    """
+
+    make: EngineMaker = Interpreter
     memory: PhysicalMemory = field(default_factory=lambda: PhysicalMemory(4 << 20))
     ports: PortBus = field(default_factory=PortBus)
     lines: CpuLines = field(default_factory=CpuLines)
     clock: Clock = field(default_factory=Clock)
     debug: DebugControl = field(default_factory=DebugControl)
     cpu: Cpu = field(init=False)
-    engine: Interpreter = field(init=False)
+    engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
         self.cpu = Cpu(self.memory, self.ports, self.lines, self.clock, build_alu())
-        self.engine = Interpreter(self.cpu, self.debug)
+        self.engine = self.make(self.cpu, self.debug)
         self.engine.enter()
+
+    def close(self) -> None:
+        """Give the engine's and the memory's share of the host back."""
+        self.engine.leave()
+        self.memory.close()
 
     @property
     def state(self) -> CpuState:
@@ -58,12 +75,12 @@ class Bare:
                 return stop
 
 
-def flat(source: str) -> Bare:
+def flat(source: str, make: EngineMaker = Interpreter) -> Bare:
     """`source` at ORIGIN in flat protected mode at CPL 0, with an IDT whose handlers are `hlt`.
 
     The handler of vector n is at HANDLERS + n * HANDLER_BYTES.
     """
-    bare = Bare()
+    bare = Bare(make)
     state, memory = bare.state, bare.memory
     state.cr0 |= CR0_PE
     for number, segment in enumerate(state.segments):
@@ -87,9 +104,9 @@ def handler_of(vector: int) -> int:
     return HANDLERS + vector * HANDLER_BYTES
 
 
-def real(source: str) -> Bare:
+def real(source: str, make: EngineMaker = Interpreter) -> Bare:
     """`source` at 0:ORIGIN in real mode."""
-    bare = Bare()
+    bare = Bare(make)
     for segment in bare.state.segments:
         segment.load(0, 0, 0xFFFF, 0x93)
     bare.state.gpr[ESP] = STACK_TOP

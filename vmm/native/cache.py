@@ -6,9 +6,8 @@ It must not know guest instructions; fragments are placed into it by whoever tra
 from __future__ import annotations
 
 import ctypes
-import mmap
-import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from enum import IntEnum
 
 from vmm.native import hostmemory, stateblock
@@ -37,10 +36,10 @@ from vmm.native.operands import (
     RBX,
     RSP,
 )  # fmt: skip
-from vmm.native.signals import CORE
+from vmm.native.signals import CORE, SLOT_BYTES
 from vmm.native.stateblock import StateBlock, field, gpr
 
-TC_BYTES = 64 << 20
+TC_BYTES = SLOT_BYTES
 CALL_STACK_BYTES = 64 << 10
 _STUBS_BYTES = 1024
 _FILL = 0xCC
@@ -73,32 +72,31 @@ class TranslationCache:
     """
 
     def __init__(self) -> None:
-        self.state = StateBlock()
-        self.host = CORE.acquire(TC_BYTES)
-        self._fd = os.memfd_create("translation-cache")
-        os.ftruncate(self._fd, TC_BYTES)
-        self.data = mmap.mmap(self._fd, TC_BYTES)
-        hostmemory.map_executable(TC_BYTES, self._fd, host=self.host)
-        self._guards = hostmemory.reserve(2 * 4096)
-        self.guard = self._guards + 4096
-        hostmemory.map_anonymous(4096, host=self.guard)
-        self._stacks = hostmemory.reserve(CALL_STACK_BYTES + 2 * 4096)
-        hostmemory.map_anonymous(CALL_STACK_BYTES, host=self._stacks + 4096)
-        self.position = 0
-        self.exits: dict[Exit, int] = {}
-        enter = self._emit_stubs()
-        self.enter: Callable[[], None] = ctypes.PYFUNCTYPE(None)(enter)
-        self.reset_call_stack()
+        with ExitStack() as undo:
+            self.state = StateBlock()
+            undo.callback(self.state.close)
+            self.host = CORE.acquire()
+            undo.callback(CORE.give_back, self.host)
+            self._code = hostmemory.DualMapping(TC_BYTES, "translation-cache", host=self.host)
+            undo.callback(self._code.close)
+            self.data = self._code.data
+            self._guards = hostmemory.reserve(2 * 4096)
+            undo.callback(hostmemory.release, self._guards, 2 * 4096)
+            self.guard = self._guards + 4096
+            hostmemory.map_anonymous(4096, host=self.guard)
+            self._stacks = hostmemory.reserve(CALL_STACK_BYTES + 2 * 4096)
+            undo.callback(hostmemory.release, self._stacks, CALL_STACK_BYTES + 2 * 4096)
+            hostmemory.map_anonymous(CALL_STACK_BYTES, host=self._stacks + 4096)
+            self.position = 0
+            self.exits: dict[Exit, int] = {}
+            enter = self._emit_stubs()
+            self.enter: Callable[[], None] = ctypes.PYFUNCTYPE(None)(enter)
+            self.reset_call_stack()
+            self._undo = undo.pop_all()
 
     def close(self) -> None:
         """Give everything back; no emitted code may be running."""
-        hostmemory.unmap(self.host, TC_BYTES)
-        CORE.give_back(self.host)
-        self.data.close()
-        os.close(self._fd)
-        hostmemory.release(self._guards, 2 * 4096)
-        hostmemory.release(self._stacks, CALL_STACK_BYTES + 2 * 4096)
-        self.state.close()
+        self._undo.close()
 
     def reset_call_stack(self) -> None:
         """Forget the return addresses of guest calls: they are hints, and a guard page was hit."""

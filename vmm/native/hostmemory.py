@@ -69,11 +69,6 @@ def map_file(host: int, length_bytes: int, fd: int, offset: int, *, writable: bo
     _map(host, length_bytes, protection, _MAP_SHARED | _MAP_FIXED | (_MAP_POPULATE if populate else 0), fd, offset)
 
 
-def map_executable(length_bytes: int, fd: int, *, host: int = 0) -> int:
-    """Map a file readable and executable, at a reserved address or anywhere; returns the address."""
-    return _map(host, length_bytes, PROT_READ | PROT_EXEC, _MAP_SHARED | (_MAP_FIXED if host else 0), fd)
-
-
 def map_anonymous(length_bytes: int, *, host: int = 0) -> int:
     """Zeroed private memory, writable, at a reserved address or anywhere; only touched pages cost memory."""
     flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | (_MAP_FIXED if host else 0)
@@ -114,18 +109,33 @@ def view(host: int, length_bytes: int) -> memoryview:
     return memoryview((ctypes.c_char * length_bytes).from_address(host)).cast("B")
 
 
+def map_code(host: int, code: bytes) -> None:
+    """Put `code`, at most a page, at a reserved address: writable until it stands there, then only executable."""
+    map_anonymous(4096, host=host)
+    view(host, len(code))[:] = code
+    if _mprotect(host, 4096, PROT_READ | PROT_EXEC):
+        raise _failed("mprotect of code")
+
+
 class DualMapping:
     """One memfd, seen writable through `data` by us and executable at `host` by the CPU: no page is both."""
 
-    def __init__(self, length_bytes: int, name: str) -> None:
+    def __init__(self, length_bytes: int, name: str, *, host: int = 0) -> None:
+        """Make it; with `host` at that reserved address, else anywhere."""
         self.length_bytes = length_bytes
-        self.fd = os.memfd_create(name)
-        os.ftruncate(self.fd, length_bytes)
-        self.data = mmap.mmap(self.fd, length_bytes)
-        self.host = map_executable(length_bytes, self.fd)
+        self._reserved = bool(host)
+        fd = os.memfd_create(name)
+        try:
+            os.ftruncate(fd, length_bytes)
+            self.data = mmap.mmap(fd, length_bytes)
+            self.host = _map(host, length_bytes, PROT_READ | PROT_EXEC, _MAP_SHARED | (_MAP_FIXED if host else 0), fd)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
-        """Unmap both views; no code of it may be running."""
-        release(self.host, self.length_bytes)
+        """Unmap both views, a reserved address staying reserved; no code of it may be running."""
+        if self._reserved:
+            unmap(self.host, self.length_bytes)
+        else:
+            release(self.host, self.length_bytes)
         self.data.close()
-        os.close(self.fd)
