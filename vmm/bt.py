@@ -137,6 +137,7 @@ class BinaryTranslator(Interpreter):
         quads[stateblock.DISPATCH] = table.host
         quads[stateblock.TARGET] = tc.host + target
         words[stateblock.REASON] = 0
+        cpu.repeating = False  # a REP under way goes on natively, or is interpreted again
         enter = tc.enter
         while True:
             before = time.perf_counter()
@@ -165,9 +166,9 @@ class BinaryTranslator(Interpreter):
                 return super()._execute_blocks(min(limit_icount, clock.icount + 1))
             else:
                 resume = self._handle_fault(limit_icount)
-                if not resume:
+                if resume is None:
                     return super()._execute_blocks(min(limit_icount, clock.icount + 1))
-                quads[stateblock.TARGET] = quads[stateblock.FAULT_RIP]
+                quads[stateblock.TARGET] = resume
 
     def _sync(self, limit_icount: int, eip: int) -> None:
         """Bring what emitted code left in the state block back into the CPU's state."""
@@ -179,15 +180,16 @@ class BinaryTranslator(Interpreter):
         state.eip = eip
         self._cpu.clock.icount = limit_icount - block.quads[stateblock.BUDGET]
 
-    def _handle_fault(self, limit_icount: int) -> bool:
-        """A host signal in emitted code; True if the instruction can simply be tried again where it was."""
+    def _handle_fault(self, limit_icount: int) -> int | None:
+        """A host signal in emitted code: the host address at which to go on, or None if the interpreter has to."""
         tc = self._tc
         assert tc is not None
         quads, words = tc.state.quads, tc.state.words
         host = quads[stateblock.FAULT_ADDRESS]
         if tc.is_call_stack_guard(host):
             tc.reset_call_stack()
-            return True
+            rip: int = quads[stateblock.FAULT_RIP]
+            return rip
         fragment = self._fragments.at(quads[stateblock.FAULT_RIP] - tc.host)
         assert fragment is not None, "a fault outside every fragment"
         index = fragment.index_at(quads[stateblock.FAULT_RIP] - tc.host)
@@ -195,12 +197,12 @@ class BinaryTranslator(Interpreter):
         write = bool(quads[stateblock.FAULT_ERROR] & 2)
         is_access = words[stateblock.OFFSETS["fault_signal"] // 4] == 11 and 0 <= linear <= MASK32
         if is_access and not tc.is_budget_guard(host) and self._windows.fill(linear, write=write):
-            return True
+            return tc.host + fragment.hosts[index]
         retired = max(index, 0)
         quads[stateblock.BUDGET] += fragment.charged - retired
         self._sync(limit_icount, fragment.eips[retired])
         self._count("budget exits" if tc.is_budget_guard(host) else "faults interpreted")
-        return False
+        return None
 
     # Fragments.
 

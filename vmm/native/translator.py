@@ -16,7 +16,7 @@ from iced_x86 import Decoder, FlowControl, Instruction
 from machine.instructions import Effect, lookup
 from machine.instructions.operands import CONDITION_NAMES
 from vmm.blocks import OPTIONS
-from vmm.native import flow, guest, stack
+from vmm.native import flow, guest, stack, strings
 from vmm.native.cache import TranslationCache
 from vmm.native.ident import IDENT, emit_ident
 from vmm.native.unit import Draft, Unit
@@ -43,6 +43,7 @@ EMITTERS: dict[str, Emitter] = {
     "pop": stack.emit_pop,
     "leave": stack.emit_leave,
     "pause": emit_nothing,
+    **{f"{kind}{width}": strings.emit_string for kind in ("movs", "cmps", "stos", "lods", "scas") for width in "bwd"},
 }
 
 

@@ -73,6 +73,7 @@ class Draft:
     links: list[Link] = field(default_factory=list)
     landings: list[tuple[int, int]] = field(default_factory=list)
     _charge_at: int = 0
+    _refunds: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.asm = self.tc.assembler()
@@ -99,6 +100,12 @@ class Draft:
         """Leave the TC: the instruction at `eip` is interpreted."""
         self.asm.emit("mov", R8D, eip)
         self.asm.jump_to("jmp", self.tc.host + self.tc.exits[Exit.CALLOUT])
+
+    def callout_early(self, eip: int) -> None:
+        """A callout in mid-TU: what was charged for this instruction and those behind it is given back."""
+        self.asm.emit("lea", R10, address(R10, _CHARGE_PLACEHOLDER))
+        self._refunds.append((len(self.asm.code) - 4, len(self.hosts) - 1))
+        self.callout(eip)
 
     def link(self, name: str, eip: int) -> None:
         """A direct branch (JMP, CALL, Jcc) inside the page, chained when it is first taken."""
@@ -146,4 +153,6 @@ class Draft:
             asm.emit("mov", R9D, self.tc.position + link.at)
             asm.jump_to("jmp", self.tc.host + self.tc.exits[Exit.LINK])
         asm.code[self._charge_at : self._charge_at + 4] = (-charged).to_bytes(4, "little", signed=True)
+        for at, index in self._refunds:
+            asm.code[at : at + 4] = (charged - index).to_bytes(4, "little", signed=True)
         return Unit(self.eip, asm.finish(), tuple(self.hosts), tuple(self.eips), end_eip, charged, tuple(self.landings))

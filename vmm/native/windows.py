@@ -21,8 +21,9 @@ from machine.state import CR0_PG, CR0_WP, CR4_PAE, CR4_PSE
 from vmm.native import hostmemory
 
 WINDOW_BYTES = 1 << 32
-# An access at the last byte may run on by less than a page; nothing may be mapped there.
-STRIDE_BYTES = 2 << 32
+# Nothing is mapped on both sides: an access at the last byte may run on, and a REP by some megabytes either way.
+GUARD_BYTES = 1 << 32
+STRIDE_BYTES = WINDOW_BYTES + 2 * GUARD_BYTES
 MAX_WINDOWS = 16
 MAX_MAPPINGS = 24_000  # two mappings a page at worst, of the 65,530 that Linux allows a process by default
 HOLDS_SHADOWED_TABLE = 0x10  # page flag: a window depends on a page table in this page of RAM
@@ -84,7 +85,7 @@ class Windows:
         self._memory.a20_observers.remove(self.drop_all)
         self.drop_all()
         for host in self._spare:
-            hostmemory.release(host, STRIDE_BYTES)
+            hostmemory.release(host - GUARD_BYTES, STRIDE_BYTES)
         self._spare.clear()
 
     def select(self) -> Window:
@@ -107,7 +108,10 @@ class Windows:
     def _new_window(self, key: WindowKey) -> Window:
         if len(self._windows) >= MAX_WINDOWS:
             self._evict()
-        host = self._spare.pop() if self._spare else hostmemory.reserve(STRIDE_BYTES, align=WINDOW_BYTES)
+        if self._spare:
+            host = self._spare.pop()
+        else:
+            host = hostmemory.reserve(STRIDE_BYTES, align=WINDOW_BYTES) + GUARD_BYTES
         window = self._windows[key] = Window(host, key)
         return window
 
