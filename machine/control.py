@@ -175,7 +175,7 @@ def _debug_register(cpu: Cpu, number: int) -> int:
         number += 2
     check_privilege(cpu)
     if state.dr[7] & DR7_GD:
-        raise DebugFault(DR6_BD, resume=True)
+        raise DebugFault(DR6_BD)
     return number
 
 

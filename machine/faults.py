@@ -50,8 +50,9 @@ class GuestFault(Exception):
     Attributes:
         vector: 0 to 31.
         error_code: 16 or 32 bits to push, or None for vectors that push none.
-        return_eip: None: delivery returns to where the instruction is that raised it. Set by a task switch that
-            failed when the new task's registers were loaded already: its first instruction.
+        return_eip: None: delivery returns to where the instruction is that raised it. Set if that one
+            changed the registers for good: a task switch that failed in the new task, or an IRET that found a virtual
+            interrupt pending.
     """
 
     __slots__ = ("error_code", "return_eip", "vector")
@@ -84,15 +85,13 @@ class DebugFault(GuestFault):
 
     Attributes:
         conditions: the `DR6_*` bits that delivery sets.
-        resume: RF is saved as 1: so for the fault of a guarded debug register, not for breakpoints and traps.
     """
 
-    __slots__ = ("conditions", "resume")
+    __slots__ = ("conditions",)
 
-    def __init__(self, conditions: int, *, resume: bool = False) -> None:
+    def __init__(self, conditions: int) -> None:
         super().__init__(Vector.DB)
         self.conditions = conditions
-        self.resume = resume
 
 
 class SoftwareInterrupt(Exception):

@@ -22,13 +22,19 @@ def stack_mask(segment: Segment) -> int:
     return MASK32 if segment.attributes & SEG_DB else 0xFFFF
 
 
+def _is_inside(offset: int, size_bytes: int, low: int, high: int) -> bool:
+    """The same rule as for other accesses, with its exception at the end of 4 GiB: see `Mmu.check_segment`."""
+    if not low <= offset <= high:
+        return False
+    return offset + size_bytes - 1 <= high or (high == MASK32 and not low)
+
+
 def check_room(segment: Segment, esp: int, count: int, size_bytes: int, error_code: int) -> None:
     """Raise #SS(`error_code`) unless `count` pushes of `size_bytes` below `esp` lie within the limit of `segment`."""
     mask = stack_mask(segment)
     low, high = segment.write_low, segment.write_high
     for number in range(1, count + 1):
-        offset = (esp - number * size_bytes) & mask
-        if not low <= offset or offset + size_bytes - 1 > high:
+        if not _is_inside((esp - number * size_bytes) & mask, size_bytes, low, high):
             raise stack_fault(error_code)
 
 
@@ -74,8 +80,7 @@ def check_within(cpu: Cpu, count: int, size_bytes: int, skip_bytes: int = 0) -> 
     esp = cpu.state.gpr[ESP] + skip_bytes
     low, high = segment.read_low, segment.read_high
     for number in range(count):
-        offset = (esp + number * size_bytes) & mask
-        if not low <= offset or offset + size_bytes - 1 > high:
+        if not _is_inside((esp + number * size_bytes) & mask, size_bytes, low, high):
             raise stack_fault(0)
 
 

@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 _GATES: Final = frozenset((TASK_GATE, INTERRUPT_GATE16, TRAP_GATE16, INTERRUPT_GATE32, TRAP_GATE32))
 _INTERRUPT_GATES: Final = (INTERRUPT_GATE16, INTERRUPT_GATE32)
 
-# Exceptions that are not faults: RF in the saved EFLAGS is as it was. #DB is told apart by its conditions.
+# Exceptions that leave RF in the saved EFLAGS as it was: all that are not faults, and #DB even where it is one (for the
+# guarded debug registers the SDM says otherwise, but that is not what processors do).
 _NOT_FAULTS: Final = frozenset((Vector.DB, Vector.NMI, Vector.BP, Vector.OF, Vector.DF, Vector.MC))
 
 CONTRIBUTORY: Final = frozenset((Vector.DE, Vector.TS, Vector.NP, Vector.SS, Vector.GP))
@@ -167,7 +168,7 @@ def _event(fault: GuestFault, return_eip: int) -> _Event:
     if fault.return_eip is not None:
         return_eip = fault.return_eip
     linear = fault.linear if isinstance(fault, PageFault) else None
-    resume = fault.resume if isinstance(fault, DebugFault) else vector not in _NOT_FAULTS
+    resume = vector not in _NOT_FAULTS
     return _Event(vector, fault.error_code, return_eip, resume=resume, linear=linear)
 
 

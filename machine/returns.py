@@ -19,7 +19,7 @@ from machine.descriptors import (
     mark_accessed,
     read_descriptor,
 )
-from machine.faults import TI, general_protection, invalid_tss, not_present, stack_fault
+from machine.faults import TI, GuestFault, general_protection, invalid_tss, not_present, stack_fault
 from machine.flags import (
     AC,
     ALWAYS_SET,
@@ -53,7 +53,7 @@ from machine.state import (
     SEG_S,
     SS,
 )
-from machine.tasks import LINK, SwitchKind, switch_task
+from machine.tasks import LINK, SwitchKind, check_virtual_interrupt, switch_task
 
 if TYPE_CHECKING:
     from machine.cpu import Cpu
@@ -177,7 +177,7 @@ def interrupt_return(cpu: Cpu, operand_bytes: int, next_eip: int) -> None:
         next_eip: what the switch to the previous task (EFLAGS.NT) saves as EIP.
 
     Raises:
-        GuestFault: with nothing changed, unless a task switch passed its commit point.
+        GuestFault: with nothing changed, unless `return_eip` is set in it.
     """
     state = cpu.state
     if not state.cr0 & CR0_PE:
@@ -189,6 +189,12 @@ def interrupt_return(cpu: Cpu, operand_bytes: int, next_eip: int) -> None:
     else:
         _iret_protected(cpu, operand_bytes)
     state.nmi_blocked = 0
+    if state.eflags & VIP:
+        try:
+            check_virtual_interrupt(cpu)
+        except GuestFault as fault:
+            fault.return_eip = state.eip
+            raise
 
 
 def _set_flags(cpu: Cpu, value: int, mask: int) -> None:

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 REAL_ATTRIBUTES: Final = 0x93  # present, writable data, accessed
 V86_ATTRIBUTES: Final = 0xF3  # the same with DPL 3
-_LAR_MASK: Final = 0x00F0_FF00
+# Bits 19:16 are undefined in the SDM; the processors measured (AMD) give those of the descriptor, as the APM says.
+_LAR_MASK: Final = 0x00FF_FF00
 
 _LSL_TYPES: Final = frozenset((TSS16, LDT, TSS16_BUSY, TSS32, TSS32_BUSY))
 _LAR_TYPES: Final = _LSL_TYPES | {CALL_GATE16, TASK_GATE, CALL_GATE32}
@@ -185,7 +186,7 @@ def _look_up(cpu: Cpu, selector: int) -> Descriptor | None:
 
 
 def access_rights(cpu: Cpu, selector: int) -> int | None:
-    """LAR: the second doubleword under 00F0FF00h (a 16-bit destination takes FF00h of it); None: ZF is cleared."""
+    """LAR: the second doubleword under 00FFFF00h (a 16-bit destination takes FF00h of it); None: ZF is cleared."""
     descriptor = _look_up(cpu, selector & 0xFFFF)
     if descriptor is None or (descriptor.system_type >= 0 and descriptor.system_type not in _LAR_TYPES):
         return None

@@ -31,11 +31,11 @@ from machine.faults import (
     not_present,
     stack_fault,
 )
-from machine.flags import ALWAYS_SET, DEFINED_MASK, NT, VM
+from machine.flags import ALWAYS_SET, DEFINED_MASK, IOPL, NT, VIF, VIP, VM
 from machine.frames import check_room, push_frame
 from machine.paging import check_pdptes
 from machine.segmentation import load_null, load_v86
-from machine.state import CR0_PG, CR0_TS, CS, DR6_BT, DR7_LOCAL, DS, ES, ESP, FS, GS, MASK32, SS
+from machine.state import CR0_PG, CR0_TS, CR4_PVI, CR4_VME, CS, DR6_BT, DR7_LOCAL, DS, ES, ESP, FS, GS, MASK32, SS
 
 if TYPE_CHECKING:
     from machine.cpu import Cpu
@@ -153,17 +153,31 @@ def switch_task(
     selectors, ldt, new_cr3 = _load_registers(cpu, base, is_32, is_nested=kind is SwitchKind.CALL)
     try:
         _load_address_space(cpu, new_cr3)
-        _load_ldt(cpu, ldt, ext)
-        _load_segments(cpu, selectors, ext)
+        _load_descriptors(cpu, selectors, ldt, ext)
         if error_code is not None:
             _push_error_code(cpu, error_code, 4 if is_32 else 2, ext)
         if state.eip > state.segments[CS].limit:
             raise general_protection(ext)
         if is_32 and mmu.load_system(base + TRAP_32, 2) & 1:
             cpu.pending_debug |= DR6_BT
+        else:
+            check_virtual_interrupt(cpu)
     except GuestFault as fault:
         fault.return_eip = state.eip
         raise
+
+
+def check_virtual_interrupt(cpu: Cpu) -> None:
+    """Raise #GP(0) if a virtual interrupt is pending and enabled before the first instruction after IRET or a switch.
+
+    VIP counts below IOPL 3 only, with VME in virtual-8086 mode or with PVI at CPL 3.
+    """
+    state = cpu.state
+    flags = state.eflags
+    if flags & (VIF | VIP) != VIF | VIP or flags & IOPL == IOPL or state.cpl != 3:
+        return
+    if state.cr4 & (CR4_PVI | CR4_VME if flags & VM else CR4_PVI):
+        raise general_protection(0)
 
 
 def _save(cpu: Cpu, base: int, is_32: bool, eip: int, flags: int) -> None:
@@ -240,16 +254,32 @@ def _load_ldt(cpu: Cpu, selector: int, ext: int) -> None:
     cpu.state.ldtr.load(selector, descriptor.base, descriptor.limit, descriptor.attributes)
 
 
-def _load_segments(cpu: Cpu, selectors: list[int], ext: int) -> None:
+def _load_descriptors(cpu: Cpu, selectors: list[int], ldt: int, ext: int) -> None:
+    """Load the hidden parts of LDTR and the segments; after a fault of one, the others that can be loaded still are.
+
+    For each register the checks come in the order of the SDM's table, which holds for the P6 family.
+    """
     state = cpu.state
     if state.eflags & VM:
         for segment, selector in zip(state.segments, selectors, strict=True):
             load_v86(segment, selector)
+        _load_ldt(cpu, ldt, ext)
         return
-    _load_code(cpu, selectors[CS], ext)
-    _load_stack(cpu, selectors[SS], ext)
-    for register in (ES, DS, FS, GS):
-        _load_data(cpu, register, selectors[register], ext)
+    first: GuestFault | None = None
+    for register in (None, CS, SS, ES, DS, FS, GS):
+        try:
+            if register is None:
+                _load_ldt(cpu, ldt, ext)
+            elif register == CS:
+                _load_code(cpu, selectors[CS], ext)
+            elif register == SS:
+                _load_stack(cpu, selectors[SS], ext)
+            else:
+                _load_data(cpu, register, selectors[register], ext)
+        except GuestFault as fault:
+            first = first or fault
+    if first is not None:
+        raise first
 
 
 def _find(cpu: Cpu, selector: int, ext: int) -> Descriptor:
@@ -280,10 +310,12 @@ def _load_stack(cpu: Cpu, selector: int, ext: int) -> None:
     code = selector & SELECTOR_INDEX | ext
     descriptor = _find(cpu, selector, ext)
     cpl = cpu.state.cpl
-    if not descriptor.is_writable or descriptor.dpl != cpl or selector & RPL != cpl:
+    if not descriptor.is_writable:
         raise invalid_tss(code)
     if not descriptor.present:
         raise stack_fault(code)
+    if descriptor.dpl != cpl or selector & RPL != cpl:
+        raise invalid_tss(code)
     _load(cpu, SS, selector, descriptor)
 
 
@@ -294,10 +326,10 @@ def _load_data(cpu: Cpu, register: int, selector: int, ext: int) -> None:
     descriptor = _find(cpu, selector, ext)
     if not descriptor.is_readable:
         raise invalid_tss(code)
-    if not descriptor.is_conforming and descriptor.dpl < max(cpu.state.cpl, selector & RPL):
-        raise invalid_tss(code)
     if not descriptor.present:
         raise not_present(code)
+    if not descriptor.is_conforming and descriptor.dpl < max(cpu.state.cpl, selector & RPL):
+        raise invalid_tss(code)
     _load(cpu, register, selector, descriptor)
 
 
