@@ -14,7 +14,7 @@ from machine.lines import ExitRequest
 
 @dataclass(frozen=True, slots=True)
 class CodeBreakpoint:
-    """Stop before the instruction at `address` (linear: CS base + EIP; or physical); only under `cr3` if it is given."""
+    """Stop before the instruction at `address` (linear: CS base + EIP, or physical); only under `cr3` if given."""
 
     address: int
     physical: bool = False

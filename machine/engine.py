@@ -1,6 +1,6 @@
 """The seam between the machine and whoever runs its CPU.
 
-An engine executes guest instructions on the machine's state and memory; which one does makes no difference to the guest.
+An engine executes guest instructions on the machine's state and memory; which one it is, the guest cannot see.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from machine.debug import Stop
 
 
 class Engine(Protocol):
-    """Runs the CPU of one machine. Between two calls all architectural state is in `Machine.cpu.state` and in memory."""
+    """Runs the CPU of one machine. Between two calls all architectural state is in `Cpu.state` and in memory."""
 
     @property
     def name(self) -> str:
@@ -26,7 +26,7 @@ class Engine(Protocol):
         Args:
             until_icount: HLT lets virtual time pass without retiring instructions, so the return may come earlier: a
                 stint that waited in HLT for a device returns with `StopKind.BUDGET` after some events.
-            skip_breakpoint: a code breakpoint at the first instruction does not stop (the debugger has just stopped there).
+            skip_breakpoint: a code breakpoint at the first instruction does not stop (the debugger just stopped there).
             deliver_caught: the first event that is caught is delivered instead (the debugger has just stopped for it).
         """
 
