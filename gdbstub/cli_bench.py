@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
                     _clear_bar()
                     sys.stdout.write(f"{step.name:44} {step.value:>14,.6g} {step.unit}\n")
                     sys.stdout.flush()
-        except BenchmarkError as error:
+        except (BenchmarkError, OSError) as error:
             failed = True
             _clear_bar()
             sys.stderr.write(f"trapgate: {name}: {error}\n")

@@ -122,6 +122,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--ns-per-insn", type=parse_count, default=1, metavar="N", help="virtual nanoseconds an instruction (default 1)"
     )
+    add("--pace", action="store_true", help="time in HLT waits for the host's clock (else it passes at once)")
     add(
         "--undefined-flags",
         default="host",

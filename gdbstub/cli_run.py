@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from time import monotonic
 
 import trio
 
@@ -161,6 +162,7 @@ def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) ->
     stack.callback(machine.close)
     target = GuestTarget(machine)
     target.end_icount = options.max_insns
+    target.pace = monotonic if options.pace else None
     return target
 
 

@@ -5,7 +5,7 @@ It owns what a stop means to a debugger and how the guest goes on after one; pac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gdbstub import guest_memory, guest_registers, guest_stops
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from machine.pc import Machine
 
 TRIPLE_FAULT_STATUS = 3
+# A paced guest runs in short pieces, so that it does not sleep far ahead of the host in one.
+PACED_BUDGET_INSNS = 200
 _PAUSED = Resume(ResumeMode.CONTINUE)
 _REGION_SCAN_PAGES = 4096
 _STATISTICS_TABLE = "statistics"
@@ -50,6 +52,7 @@ class GuestTarget:
         until_icount: an instruction count to stop at, once; None for none.
         end_icount: an instruction count at which the run ends with status 0; None for none.
         unseen_text: why the guest has ended, if no debugger was there to be told.
+        pace: a clock of the host in seconds that time in HLT waits for; None lets it pass at once.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -61,6 +64,8 @@ class GuestTarget:
         self.until_icount: int | None = None
         self.end_icount: int | None = None
         self.unseen_text = ""
+        self.pace: Callable[[], float] | None = None
+        self._pace_origin: tuple[float, int] = (0.0, 0)
         self._passed_signals: frozenset[int] = frozenset()
         self._attached = False
         self._dead = False
@@ -188,6 +193,8 @@ class GuestTarget:
             raise TargetError("The guest has ended; restart it with `run` or `monitor reset`.")
         self._resume = action
         self._range_steps_done = 0
+        if self.pace is not None:
+            self._pace_origin = (self.pace(), self.machine.clock.idle_ns)
         here = self._here() == self._stopped_at
         self._skip_breakpoint = here
         pending, self._pending = self._pending, None
@@ -210,9 +217,11 @@ class GuestTarget:
             if budget_insns <= 0:
                 return self._exited(0, f"The guest has executed {self.end_icount} instructions, as --max-insns says.\n")
         self.breakpoints.apply()
-        if self._resume.mode is ResumeMode.CONTINUE:
+        if self._resume.mode is not ResumeMode.CONTINUE:
+            return self._step(budget_insns)
+        if self.pace is None:
             return self._continue(budget_insns)
-        return self._step(budget_insns)
+        return self._continue_paced(self.pace, budget_insns)
 
     def interrupt(self) -> StopEvent:
         """See `Target`."""
@@ -257,6 +266,17 @@ class GuestTarget:
                 limit = clock.icount + 1 if verdict is Verdict.GO_ON_AND_YIELD else max(limit, clock.icount + 1)
             elif verdict is Verdict.GO_ON_AND_YIELD or clock.icount >= limit:
                 return StintEnd.BUDGET
+
+    def _continue_paced(self, now_s: Callable[[], float], budget_insns: int) -> StopEvent | StintEnd:
+        """As `_continue`, but IDLE while the guest has slept for longer than the host's clock has gone on."""
+        clock = self.machine.clock
+        since_s, idle_ns = self._pace_origin
+        limit = clock.icount + budget_insns
+        while clock.idle_ns - idle_ns <= (now_s() - since_s) * 1e9:
+            outcome = self._continue(min(PACED_BUDGET_INSNS, limit - clock.icount))
+            if outcome is not StintEnd.BUDGET or clock.icount >= limit:
+                return outcome
+        return StintEnd.IDLE
 
     def _step(self, budget_insns: int) -> StopEvent | StintEnd:
         machine, action = self.machine, self._resume

@@ -81,4 +81,11 @@ def _run(machine: Machine, until_icount: int) -> None:
             raise BenchmarkError(f"the guest stopped after {machine.clock.icount} instructions: {stop.kind.name}")
 
 
-BENCHMARKS: dict[str, Benchmark] = {"interp": interp_speed}
+def _server_speed() -> Iterator[Progress | Result]:
+    """Steps, breakpoint stops and MB of memory a second through the server, beside QEMU's gdbstub in the same run."""
+    from tools.bench_server import server_speed
+
+    yield from server_speed()
+
+
+BENCHMARKS: dict[str, Benchmark] = {"interp": interp_speed, "server": _server_speed}

@@ -124,6 +124,20 @@ class TestRunning:
             handler = (register(target, "pc_linear") or 0) >= 0xF_0000
             assert handler == (interrupts == "on")
 
+    def test_paced_guest_sleeps_as_long_as_the_host_does(self) -> None:
+        host_s = 100.0
+        code = STI + HLT + b"\xeb\xfd"
+        with guest(code, bits=16, at=0x7C00) as target:
+            target.pace = lambda: host_s
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            for elapsed_s in (0.06, 0.2, 1.0):
+                while target.run(1_000_000) is not StintEnd.IDLE:
+                    pass
+                idle_s = target.machine.clock.idle_ns / 1e9
+                assert host_s - 100.0 < idle_s < host_s - 100.0 + 1.0
+                assert target.run(1_000_000) is StintEnd.IDLE
+                host_s = 101.0 + elapsed_s
+
     def test_step_on_a_halt_that_nothing_ends(self) -> None:
         with guest(b"\xfa" + HLT) as target:
             step(target)
