@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from machine.alu import Alu
 from machine.clock import Clock
-from machine.cpuid import CpuModel
-from machine.fpu import FpuPort, NoFpu
+from machine.cpuid import P6_NO_FPU
+from machine.fpu import FpuErrorLines, FpuPort, NoFpu
 from machine.lines import CpuLines
 from machine.memory import PhysicalMemory
 from machine.mmu import Mmu
@@ -27,8 +27,10 @@ class Cpu:
         lines: INTR, NMI, reset.
         clock: icount and TSC.
         alu: arithmetic, with the undefined flags of the model that was chosen.
-        model: what CPUID says.
-        fpu: floating-point semantics, or their absence.
+        model: what CPUID says, and which instructions there are. A model with an FPU needs `fpu`; both are set
+            before the first instruction is decoded.
+        fpu: computes floating point for the model that has it.
+        fpu_error: FERR# and IGNNE#.
         single_iterations: a string instruction with REP returns after one iteration (TF, or a debugger's step).
         repeating: EIP is at a string instruction with REP that has iterations left: interrupts wait for its end, so
             that the icount alone says where they came.
@@ -44,8 +46,9 @@ class Cpu:
         self.lines = lines
         self.clock = clock
         self.alu = alu
-        self.model = CpuModel()
+        self.model = P6_NO_FPU
         self.fpu: FpuPort = NoFpu()
+        self.fpu_error = FpuErrorLines()
         self.single_iterations = False
         self.pending_debug = 0
         self.repeating = False
@@ -53,6 +56,7 @@ class Cpu:
     def reset(self) -> None:
         """RESET: registers to their power-up values, every cached translation gone."""
         self.state.reset()
+        self.fpu_error.reset()
         self.pending_debug = 0
         self.repeating = False
         self.mmu.set_user(False)

@@ -30,6 +30,7 @@ class Vector(IntEnum):
     MF = 16
     AC = 17
     MC = 18
+    XM = 19
 
 
 # Bits of a selector error code: the event was external to the program; the index is one of the IDT; of the LDT.

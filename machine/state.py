@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from construct import Array, Int16ul, Int32ul, Int64ul, Struct
+from construct import Array, Bytes, Int16ul, Int32ul, Int64ul, Struct
+
+from machine.fpustate import FXSAVE_BYTES, FpuState
 
 MASK32 = 0xFFFF_FFFF
 
@@ -64,6 +66,8 @@ CR4_PAE = 1 << 5
 CR4_MCE = 1 << 6
 CR4_PGE = 1 << 7
 CR4_PCE = 1 << 8
+CR4_OSFXSR = 1 << 9
+CR4_OSXMMEXCPT = 1 << 10
 
 # DR6 says what a #DB happened for; bits 0 to 3 are the breakpoints that matched.
 DR6_BD = 1 << 13  # MOV DR while DR7.GD is set
@@ -204,6 +208,7 @@ STATE_LAYOUT = Struct(
     "sysenter_esp" / Int32ul,
     "sysenter_eip" / Int32ul,
     "tsc_offset" / Int64ul,
+    "fpu" / Bytes(FXSAVE_BYTES),
 )
 
 # CpuState.shadow: interrupts are held off for one instruction after STI; debug traps too after MOV SS and POP SS.
@@ -230,6 +235,7 @@ class CpuState:
         halted: 1 between HLT and the next interrupt.
         nmi_blocked: 1 between delivery of an NMI and the next IRET.
         tsc_offset: added to the clock's TSC, modulo 2**64 (WRMSR to the TSC sets it).
+        fpu: the registers of x87, MMX and SSE; a CPU model without them leaves them alone.
     """
 
     def __init__(self) -> None:
@@ -240,6 +246,7 @@ class CpuState:
         self.gdtr = TableRegister()
         self.idtr = TableRegister()
         self.dr = [0] * 8
+        self.fpu = FpuState()
         self.reset()
 
     def reset(self) -> None:
@@ -264,6 +271,7 @@ class CpuState:
         self.nmi_blocked = 0
         self.sysenter_cs = self.sysenter_esp = self.sysenter_eip = 0
         self.tsc_offset = 0
+        self.fpu.reset()
 
     def pack(self) -> bytes:
         """The state in `STATE_LAYOUT`."""
@@ -273,6 +281,7 @@ class CpuState:
         values |= {"ldtr": _segment_fields(self.ldtr), "tr": _segment_fields(self.tr)}
         values["gdtr"] = {"base": self.gdtr.base, "limit": self.gdtr.limit}
         values["idtr"] = {"base": self.idtr.base, "limit": self.idtr.limit}
+        values["fpu"] = self.fpu.pack()
         packed: bytes = STATE_LAYOUT.build(values)
         return packed
 
@@ -289,6 +298,7 @@ class CpuState:
             segment.load(fields.selector, fields.base, fields.limit, fields.attributes)
         for table, fields in ((self.gdtr, parsed.gdtr), (self.idtr, parsed.idtr)):
             table.base, table.limit = fields.base, fields.limit
+        self.fpu.unpack(parsed.fpu)
 
 
 def _segment_fields(segment: Segment) -> dict[str, int]:

@@ -179,7 +179,7 @@ class BlockCache:
         return block
 
     def _build(self, instruction: Instruction) -> tuple[Operation, Effect]:
-        row = lookup(instruction.code)
+        row = lookup(instruction.code, self.cpu.model.instructions)
         if row is None:
             return _raise_undefined, Effect.SYSTEM
         effect = row.effect

@@ -15,6 +15,7 @@ from machine.cpu import Cpu
 from machine.debug import CodeBreakpoint, DebugControl, FaultLevel, Stop, StopKind
 from machine.faults import DebugFault, GuestFault, PageFault, SoftwareInterrupt, Vector, general_protection
 from machine.flags import IF, RF, TF
+from machine.fpu import FpuFrozen
 from machine.instructions import Effect, Operation
 from machine.interrupts import TripleFault, deliver_event, raise_exception, software_interrupt
 from machine.memory import PAGE_SHIFT
@@ -185,6 +186,9 @@ class Interpreter:
     def _deliver_fault(self, fault: GuestFault, eip: int) -> Stop | None:
         """Deliver an exception that returns to `eip`, or stop before that if it is caught."""
         cpu = self._cpu
+        if isinstance(fault, FpuFrozen):
+            cpu.state.eip, cpu.state.halted = eip, 1
+            return None
         if fault.return_eip is not None:
             eip = fault.return_eip
         cr2 = fault.linear if isinstance(fault, PageFault) else None

@@ -9,7 +9,7 @@ from iced_x86 import Code, Instruction, Register
 
 from machine import control, segmentation
 from machine.cpu import Cpu
-from machine.faults import GuestFault, device_not_available, general_protection, invalid_opcode
+from machine.faults import GuestFault, general_protection, invalid_opcode
 from machine.flags import CF, DF, VM, ZF
 from machine.instructions.operands import (
     MASKS,
@@ -23,7 +23,7 @@ from machine.instructions.operands import (
     write,
 )
 from machine.instructions.table import CODE_NAMES, Effect, Operation, Row
-from machine.state import CR0_EM, CR0_MP, CR0_PE, CR0_TS, CR4_TSD, EAX, EBX, ECX, EDX, ESP, MASK32
+from machine.state import CR0_PE, CR4_TSD, EAX, EBX, ECX, EDX, ESP, MASK32
 from machine.transfers import sysenter, sysexit
 
 
@@ -462,33 +462,6 @@ def build_sysexit(cpu: Cpu, _instruction: Instruction) -> Operation:
     return lambda: sysexit(cpu)
 
 
-# The floating-point unit: this CPU has none, see `machine.fpu`.
-
-
-def build_fpu(cpu: Cpu, instruction: Instruction) -> Operation:
-    """x87 instructions, by way of the port through which an engine supplies their semantics."""
-    state = cpu.state
-    execute = cpu.fpu.build(cpu, instruction)
-
-    def escape() -> None:
-        if state.cr0 & (CR0_EM | CR0_TS):
-            raise device_not_available()
-        execute()
-
-    return escape
-
-
-def build_wait(cpu: Cpu, _instruction: Instruction) -> Operation:
-    """WAIT: #NM if CR0.MP and CR0.TS are both set."""
-    state = cpu.state
-
-    def wait() -> None:
-        if state.cr0 & (CR0_MP | CR0_TS) == CR0_MP | CR0_TS:
-            raise device_not_available()
-
-    return wait
-
-
 ROWS = (
     Row("clc", build_clc),
     Row("stc", build_stc),
@@ -533,6 +506,4 @@ ROWS = (
     Row("out", build_out, Effect.SYSTEM),
     Row("sysenter", build_sysenter, Effect.SYSTEM_BRANCH),
     Row("sysexit", build_sysexit, Effect.SYSTEM_BRANCH),
-    Row("fpu", build_fpu),
-    Row("wait", build_wait),
 )

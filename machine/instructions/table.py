@@ -14,6 +14,7 @@ from typing import cast
 from iced_x86 import Code, Code_, CpuidFeature, Instruction, Mnemonic, OpCodeInfo, OpCodeOperandKind
 
 from machine.cpu import Cpu
+from machine.cpuid import P6_INSTRUCTIONS
 
 # Executes one instance of an instruction on the CPU that it was built for. It may raise GuestFault before it changes
 # state. A control transfer sets state.eip; everything else leaves it alone. Until then state.eip is the start of the
@@ -51,40 +52,24 @@ class Row:
     string: bool = False
 
 
-# The features of the CPU that is modelled. The decoder knows every later extension too; their opcodes are #UD here.
-FEATURES = frozenset(
-    {
-        CpuidFeature.INTEL8086,
-        CpuidFeature.INTEL186,
-        CpuidFeature.INTEL286,
-        CpuidFeature.INTEL386,
-        CpuidFeature.INTEL486,
-        CpuidFeature.CPUID,
-        CpuidFeature.CX8,
-        CpuidFeature.TSC,
-        CpuidFeature.MSR,
-        CpuidFeature.CMOV,
-        CpuidFeature.SEP,
-        CpuidFeature.MULTIBYTENOP,
-        CpuidFeature.PAUSE,
-    }
-)
 FPU_FEATURES = frozenset({CpuidFeature.FPU, CpuidFeature.FPU287, CpuidFeature.FPU387})
 
 _MNEMONICS: dict[int, str] = {value: name.lower() for name, value in vars(Mnemonic).items() if isinstance(value, int)}
 CODE_NAMES = {cast("Code_", value): name for name, value in vars(Code).items() if isinstance(value, int)}
 
+# The table, in two parts: what every CPU has, and what comes with an FPU.
 ROWS: dict[str, Row] = {}
-_by_code: dict[Code_, Row | None] = {}
+FPU_ROWS: dict[str, Row] = {}
+_by_model: dict[frozenset[int], dict[Code_, Row | None]] = {}
 
 
-def add_rows(*rows: Row) -> None:
-    """Put rows into the table; a mnemonic has one."""
+def add_rows(*rows: Row, part: dict[str, Row] = ROWS) -> None:
+    """Put rows into a part of the table; a mnemonic has one."""
     for row in rows:
-        if row.mnemonic in ROWS:
+        if row.mnemonic in ROWS or row.mnemonic in FPU_ROWS:
             message = f"the instruction table has {row.mnemonic} already"
             raise ValueError(message)
-        ROWS[row.mnemonic] = row
+        part[row.mnemonic] = row
 
 
 def features_of(code: Code_) -> frozenset[int]:
@@ -94,31 +79,41 @@ def features_of(code: Code_) -> frozenset[int]:
     return frozenset(instance.cpuid_features())
 
 
-def lookup(code: Code_) -> Row | None:
-    """The row for one of the decoder's codes; None if this CPU has no such instruction."""
+def lookup(code: Code_, features: frozenset[int] = P6_INSTRUCTIONS) -> Row | None:
+    """The row for one of the decoder's codes; None if a CPU with these features has no such instruction.
+
+    Args:
+        code: what the decoder names.
+        features: a CPU model's `CpuModel.instructions`.
+    """
+    by_code = _by_model.setdefault(features, {})
     try:
-        return _by_code[code]
+        return by_code[code]
     except KeyError:
-        row = _by_code[code] = _find(code)
+        row = by_code[code] = _find(code, features)
         return row
 
 
-def _find(code: Code_) -> Row | None:
+def _find(code: Code_, present: frozenset[int]) -> Row | None:
     info = OpCodeInfo(code)
     if not info.is_instruction or not (info.mode16 or info.mode32):
         return None
     features = features_of(code)
-    if features & FPU_FEATURES:
+    if features & FPU_FEATURES and not present & FPU_FEATURES:
         return ROWS["fpu"]
-    if CODE_NAMES[code] in NOT_HERE or not features <= FEATURES:
+    if CODE_NAMES[code] in NOT_HERE or not features <= present:
         return None
     if info.is_reserved_nop:
         return ROWS["nop"]
-    return ROWS.get(row_name(code))
+    name = row_name(code)
+    return ROWS.get(name) or FPU_ROWS.get(name)
 
 
 def row_name(code: Code_) -> str:
-    """The mnemonic; for the forms of MOV, POP, CALL, JMP and RET that differ in kind, a name of our own."""
+    """The mnemonic; for the forms of MOV, POP, CALL, JMP and RET that differ in kind, a name of our own.
+
+    MOVSD and CMPSD are string instructions, and of SSE2.
+    """
     instance = Instruction()
     instance.code = code
     mnemonic = _MNEMONICS[instance.mnemonic]
@@ -127,6 +122,8 @@ def row_name(code: Code_) -> str:
         for n, kind in enumerate(kinds):
             if kind in _MOV_FORMS:
                 return _MOV_FORMS[kind] if n else _MOV_FORMS[kind].replace("from", "to")
+    if mnemonic in ("movsd", "cmpsd") and CpuidFeature.SSE2 in instance.cpuid_features():
+        return mnemonic + "_sse2"
     if mnemonic == "pop" and kinds[0] in _SEGMENT_KINDS:
         return "pop_sreg"
     if instance.is_call_far or instance.is_call_far_indirect:
@@ -152,6 +149,6 @@ _SEGMENT_KINDS = frozenset(
 NOT_HERE = frozenset({"POPW_CS", "RESERVEDNOP_RM16_R16_0F0D", "RESERVEDNOP_RM32_R32_0F0D", "RESERVEDNOP_RM64_R64_0F0D"})
 
 
-def codes() -> list[Code_]:
-    """Every code that has a row: what a test must cover."""
-    return [code for code in CODE_NAMES if lookup(code) is not None]
+def codes(features: frozenset[int] = P6_INSTRUCTIONS) -> list[Code_]:
+    """Every code that has a row on a CPU with these features: what a test must cover."""
+    return [code for code in CODE_NAMES if lookup(code, features) is not None]
