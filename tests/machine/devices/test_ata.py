@@ -156,7 +156,7 @@ def test_multiple_sectors() -> None:
     channel = Channel()
     channel.command(0xC4, 0, 4)
     assert (channel.wait(), channel.read(0x1F1)) == (READY | ERR, ABORTED), "not before SET MULTIPLE"
-    for count, error in ((3, ABORTED), (32, ABORTED), (4, 0)):
+    for count, error in ((3, ABORTED), (32, ABORTED), (16, 0), (1, 0), (4, 0)):
         channel.command(0xC6, count=count)
         channel.wait()
         assert channel.read(0x1F1) == error
@@ -187,6 +187,38 @@ def test_reading_past_the_end(command: int, lba: int, count: int) -> None:
     assert (status, channel.read(0x1F1)) == (READY | ERR, NOT_FOUND)
     channel.command(0x20, 1)
     assert (channel.wait(), channel.read(0x1F1)) == (READY | DRQ, 0)
+
+
+@pytest.mark.parametrize(("lba", "device"), [(1 << 24, 0xE0), (1 << 16, 0xE0), (1 << 8 | 1, 0xE1)])
+def test_every_bit_of_the_address_counts(lba: int, device: int) -> None:
+    channel = Channel()
+    channel.command(0x20, lba, device=device)
+    assert (channel.wait(), channel.read(0x1F1)) == (READY | ERR, NOT_FOUND)
+
+
+def test_the_high_byte_of_the_cylinder_counts() -> None:
+    channel = Channel()
+    channel.command(0x20, 1 << 16 | 1, device=0xA0)
+    assert (channel.wait(), channel.read(0x1F1)) == (READY | ERR, NOT_FOUND)
+
+
+def test_a_command_ends_the_transfer_before_it() -> None:
+    channel = Channel()
+    channel.command(0x20, 5, 2)
+    channel.wait()
+    channel.words(2)
+    channel.command(0x20, 9)
+    channel.wait()
+    assert channel.words() == sector(9)
+    assert channel.read(0x1F7) == READY
+    channel.command(0x31, 11)
+    channel.put(b"\x77" * 100)
+    channel.command(0xEC)
+    channel.wait()
+    assert len(channel.words()) == 512
+    disk = channel.disks[0]
+    assert disk is not None
+    assert disk.read(11, 1) == sector(11)
 
 
 def test_writing_past_the_end() -> None:

@@ -101,7 +101,7 @@ def test_configuration_and_ram() -> None:
         answers.append(controller.read())
     assert answers == [0x65, 0xA5, 0x00]
     assert controller.status & 4, "the system flag is bit 2 of the configuration"
-    controller.command(0x60, 0)
+    controller.command(0x60, 0x63)
     assert not controller.status & 4
     controller.command(0xAA)
     assert controller.status & 4
@@ -172,6 +172,7 @@ def test_a_reply_waits_for_a_byte_that_was_not_read() -> None:
     controller.keyboard.press(b"\x1c")
     controller.command(0xAA)
     assert (controller.read(), controller.read()) == (0x1C, 0x55)
+    assert len(controller.irq1.rises) == 2, "the line fell between them"
 
 
 def test_interrupts_only_where_the_configuration_says_so() -> None:
@@ -250,6 +251,20 @@ def test_leds_and_rate() -> None:
     assert controller.keyboard.describe() == "keyboard: scans set=2 leds=SC replies=0 keys=0"
 
 
+def test_resets_of_the_keyboard() -> None:
+    controller = Controller()
+    controller.keyboard.press(b"\x1c\x1b")
+    for value in (0xED, 0x07, 0xF5, 0xFF):
+        controller.write(value)
+        controller.drain()
+    assert (controller.keyboard.leds, controller.keyboard.scanning) == (0, True)
+    controller.keyboard.press(b"\x1c\x1b")
+    controller.keyboard.reset()
+    assert controller.keyboard.pending, "what was typed stays"
+    controller.keyboard.power_on()
+    assert not controller.keyboard.pending
+
+
 def test_keys_wait_while_scanning_is_off() -> None:
     controller = Controller()
     controller.write(0xF5)
@@ -295,6 +310,13 @@ def test_an_old_reply_gives_way_to_a_new_command() -> None:
         ("1!", "16 f016 12 16 f016 f012"),
         ("\n", "5a f05a"),
         (" ", "29 f029"),
+        ("\r", "5a f05a"),
+        ("\t", "0d f00d"),
+        ("\b", "66 f066"),
+        ("\x7f", "66 f066"),
+        ("\x1b", "76 f076"),
+        ("p]'/", "4d f04d 5b f05b 52 f052 4a f04a"),
+        ("`=\\", "0e f00e 55 f055 5d f05d"),
     ],
 )
 def test_typing(text: str, codes: str) -> None:
@@ -320,7 +342,8 @@ def test_typed_text_arrives() -> None:
     [
         ([0xFF], "fa aa 00"), ([0xF2], "fa 00"), ([0xE9], "fa 00 02 64"), ([0xE8, 3, 0xE9], "fa fa fa 00 03 64"),
         ([0xF3, 80, 0xF4, 0xE7, 0xE9], "fa fa fa fa fa 30 02 50"), ([0xF0, 0xE9], "fa fa 40 02 64"),
-        ([0xEB], "fa 08 00 00"), ([0xEE, 0x55, 0xEC], "fa 55 fa"), ([0xE1], "fe"), ([0xF2, 0xFE], "fa 00 00"),
+        ([0xEB], "fa 08 00 00"), ([0xF4, 0xF5, 0xE9], "fa fa fa 00 02 64"),
+        ([0xEE, 0x55, 0xEC], "fa 55 fa"), ([0xE1], "fe"), ([0xF2, 0xFE], "fa 00 00"),
     ],
 )  # fmt: skip
 def test_mouse_commands(sent: list[int], answer: str) -> None:

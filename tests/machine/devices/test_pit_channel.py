@@ -41,7 +41,31 @@ def wave(channel: PitChannel, ticks: int) -> str:
     ],
 )
 def test_waves(mode: int, count: int, expected: str) -> None:
-    assert wave(configured(mode, count), len(expected)) == expected
+    channel = configured(mode, count)
+    assert wave(channel, len(expected)) == expected
+    changes = [tick for tick in range(1, len(expected)) if expected[tick] != expected[tick - 1]]
+    for tick in range(changes[-1] if changes else 0):
+        assert channel.next_change(tick) == min(change for change in changes if change > tick)
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+def test_a_count_of_1_is_taken_as_2(mode: int) -> None:
+    assert wave(configured(mode, 1), 20) == wave(configured(mode, 2), 20)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(0, "__####"), (4, "##_###")])
+def test_a_count_of_1_is_fine_elsewhere(mode: int, expected: str) -> None:
+    assert wave(configured(mode, 1), 6) == expected
+
+
+def test_a_strobe_ends_also_while_the_gate_is_low() -> None:
+    channel = configured(4, 3)
+    assert not channel.output(4)
+    channel.set_gate(False, 4)
+    assert (channel.next_change(4), channel.output(5), channel.next_change(5)) == (5, True, None)
+    channel.set_gate(True, 9)
+    assert "".join("_#"[channel.output(tick)] for tick in range(9, 14)) == "#####"
+    assert channel.value(11) == 0xFFFE
 
 
 @pytest.mark.parametrize(("mode", "expected"), [(1, "######___########"), (5, "#########_#######")])
@@ -74,6 +98,10 @@ def test_bcd_counts_in_decimal() -> None:
     assert (channel.read(3), channel.read(3)) == (0x99, 0x00)
     channel.latch_count(103)
     assert (channel.read(103), channel.read(103)) == (0x99, 0x99)
+    channel = configured(0, 0x4321, bcd=True)
+    assert (channel.read(1), channel.read(1)) == (0x21, 0x43)
+    channel = configured(2, 0x0000, bcd=True)
+    assert (channel.value(1), channel.read(1), channel.read(1)) == (10_000, 0x00, 0x00)
 
 
 def test_latched_count_stays_until_it_is_read() -> None:

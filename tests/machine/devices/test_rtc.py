@@ -165,6 +165,44 @@ def test_periodic_interrupt(rate: int) -> None:
     assert chip.wire.rises == [ceil(n * period_ns) for n in range(1, 5)]
 
 
+def test_periods_count_from_the_start_of_the_divider() -> None:
+    chip = Chip()
+    advance(chip.clock, 123_457)
+    chip.write(A, 0x76)
+    advance(chip.clock, 1_000_003)
+    chip.write(A, 0x2F)
+    chip.write(B, PIE | HOURS24)
+    start = chip.clock.now_ns - SECOND // 2
+    for n in (2, 3):
+        advance_to(chip.clock, start + n * SECOND // 2)
+        assert chip.read(C) & 0xC0 == 0xC0
+    assert chip.wire.rises == [start + SECOND, start + 3 * SECOND // 2]
+
+
+def test_nothing_is_scheduled_that_nobody_asked_for() -> None:
+    chip = Chip()
+    for index, value in ((1, 5), (3, 0), (5, 0x12)):
+        chip.write(index, value)
+    deadlines = [chip.clock.deadline_icount]
+    chip.write(B, UIE | PIE | AIE | HOURS24)
+    deadlines.append(chip.clock.deadline_icount)
+    chip.write(B, HOURS24)
+    deadlines.append(chip.clock.deadline_icount)
+    chip.write(B, SET | UIE | AIE | HOURS24)
+    deadlines.append(chip.clock.deadline_icount)
+    chip.write(B, AIE | HOURS24)
+    deadlines.append(chip.clock.deadline_icount)
+    chip.rtc.reset()
+    deadlines.append(chip.clock.deadline_icount)
+    assert deadlines == [NEVER_ICOUNT, 976_563, NEVER_ICOUNT, NEVER_ICOUNT, 5 * SECOND, NEVER_ICOUNT]
+
+
+def test_daylight_saving_and_square_wave_change_nothing() -> None:
+    chip = Chip(at("2007-06-05 23:34:56"))
+    chip.write(B, HOURS24 | SQWE | 1)
+    assert (chip.time(), chip.read(B)) == (bytes.fromhex("56 34 23 03 05 06 07 20"), HOURS24 | SQWE | 1)
+
+
 def test_rate_0_has_no_periodic_interrupt() -> None:
     chip = Chip()
     chip.write(A, 0x20)

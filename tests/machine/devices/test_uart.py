@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from machine.clock import Clock
+from machine.clock import NEVER_ICOUNT, Clock
 from machine.devices.device import unconnected
 from machine.devices.uart import Uart
 from tests.machine.devices.rig import Wire, advance
@@ -227,6 +227,65 @@ def test_fifo_control() -> None:
     port.uart.receive(b"c")
     port.out(FCR, 0x00)
     assert (port.read(LSR), port.read(IIR)) == (0x60, 0x01)
+
+
+def test_fifo_control_clears_only_what_it_is_told_to() -> None:
+    port = Port()
+    port.uart.receive(b"a")
+    port.out(FCR, 0x02)
+    assert port.read(LSR) == 0x61, "without FIFOs the clear bits do nothing"
+    port.out(FCR, 0x01)
+    port.uart.receive(b"bc")
+    port.out(FCR, 0xC1)
+    assert port.read(LSR) == 0x61
+    port.out(FCR, 0x03)
+    assert (port.drain(), port.clock.now_ns) == (b"c", 0), "the next byte comes at once into the empty FIFO"
+
+
+def test_reading_does_not_slow_the_line_down() -> None:
+    port = Port()
+    port.out(FCR, 0x01)
+    port.uart.receive(b"abcd")
+    advance(port.clock, CHAR_NS + CHAR_NS // 2)
+    assert port.read(DATA) == ord("a")
+    advance(port.clock, CHAR_NS // 2 + 1)
+    assert bytes(port.uart.fifo) == b"bc"
+
+
+def test_nothing_is_scheduled_when_nothing_waits() -> None:
+    port = Port()
+    port.out(FCR, 0xC1)
+    port.uart.receive(b"ab")
+    assert port.clock.deadline_icount == CHAR_NS
+    assert port.drain() == b"ab"
+    port.uart.receive(bytes(3))
+    port.uart.reset()
+    port.drain()
+    assert port.clock.deadline_icount == NEVER_ICOUNT
+
+
+def test_the_transmitter_interrupt_is_not_repeated_by_other_enables() -> None:
+    port = Port()
+    port.out(IER, 0x02)
+    assert port.read(IIR) == 0x02
+    port.out(IER, 0x03)
+    assert port.read(IIR) == 0x01
+
+
+def test_errors_do_not_interrupt_unless_enabled() -> None:
+    port = Port()
+    port.out(MCR, 0x10)
+    port.out(IER, 0x09)
+    port.read(MSR)
+    port.out(DATA, 1, 2)
+    assert port.read(IIR) == 0x04
+
+
+def test_the_fifo_error_bit_is_for_breaks_in_the_fifo() -> None:
+    port = Port()
+    port.out(FCR, 0x01)
+    port.uart.receive_break()
+    assert (port.read(LSR), port.read(LSR)) == (0xF1, 0x61)
 
 
 def test_break() -> None:

@@ -104,6 +104,10 @@ def test_other_sizes_follow_the_crtc() -> None:
     assert adapter.vga.screen()[1] == "x" + " " * 39
     adapter.crtc(0x13, 0)
     assert adapter.vga.cursor is None
+    adapter.crtc(0x12, 0x0F)
+    for overflow, rows in ((0x00, 2), (0x02, 34), (0x40, 66)):
+        adapter.crtc(0x07, overflow)
+        assert adapter.vga.rows == rows
     for register in (0x07, 0x12):
         adapter.crtc(register, 0xFF)
     adapter.crtc(0x09, 0)
@@ -120,6 +124,20 @@ def test_memory_map_select(select: int, answers: tuple[bool, bool, bool]) -> Non
     for offset, answers_here in zip((0x0100, 0x10100, 0x18200), answers, strict=True):
         adapter.vga.store(offset, 4, 0x12345678)
         assert adapter.vga.load(offset, 4) == (0x12345678 if answers_here else 0xFFFF_FFFF)
+
+
+@pytest.mark.parametrize(
+    ("select", "first", "last"), [(0, 0, 0x1FFFC), (1, 0, 0xFFFC), (2, 0x10000, 0x17FFC), (3, 0x18000, 0x1FFFC)]
+)
+def test_edges_of_the_windows(select: int, first: int, last: int) -> None:
+    adapter = Adapter()
+    adapter.graphics(6, select << 2)
+    for offset in (first, last):
+        adapter.vga.store(offset, 4, 0x12345678)
+        assert adapter.vga.load(offset, 4) == 0x12345678
+    for offset in (first - 4, last + 4):
+        if 0 <= offset < 0x20000:
+            assert adapter.vga.load(offset, 4) == 0xFFFF_FFFF
 
 
 def test_both_text_windows_are_the_same_memory() -> None:
@@ -225,3 +243,41 @@ def test_reset_keeps_memory_and_power_on_clears_it() -> None:
     assert (adapter.vga.screen()[0][0], adapter.vga.cursor) == ("x", (0, 0))
     adapter.vga.power_on()
     assert adapter.vga.screen()[0][0] == " "
+
+
+def test_reset_brings_every_register_back() -> None:
+    adapter = Adapter()
+    for port in (
+        0x3C7,
+        0x3C2,
+        0x3C6,
+        0x3DA,
+        0x3C0,
+        0x3C0,
+        0x3C0,
+        0x3C4,
+        0x3C5,
+        0x3CE,
+        0x3CF,
+        0x3B4,
+        0x3B5,
+        0x3C9,
+        0x3C9,
+    ):
+        adapter.out(port, 0x02)
+    adapter.vga.reset()
+    assert adapter.vga.snapshot() == Adapter().vga.snapshot()
+
+
+def test_the_palette_after_reset() -> None:
+    dac = Adapter().vga.dac
+    colours = {
+        0: (0, 0, 0),
+        1: (0, 0, 42),
+        4: (42, 0, 0),
+        7: (42, 42, 42),
+        0x14: (42, 21, 0),
+        0x38: (21, 21, 21),
+        63: (63,) * 3,
+    }
+    assert {index: tuple(dac[3 * index : 3 * index + 3]) for index in colours} == colours
