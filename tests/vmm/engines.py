@@ -1,0 +1,80 @@
+"""The engines that a test runs on, and fixtures that make bare guests on each of them.
+
+`bt-each` has a fragment for every instruction and enters it with any budget, so that guests of a few instructions run
+as emitted code too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.vmm import bare
+from tests.vmm.bare import Bare, EngineMaker
+from vmm.bt import BinaryTranslator
+from vmm.interp import Interpreter
+
+Make = Callable[[str], Bare]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """An engine with settings.
+
+    Attributes:
+        name: the id of the test.
+        make: makes the engine.
+        settings: attributes of modules to be patched, by dotted name.
+    """
+
+    name: str
+    make: EngineMaker
+    settings: Mapping[str, int] = field(default_factory=dict)
+
+    def set_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Patch what the variant says."""
+        for name, value in self.settings.items():
+            monkeypatch.setattr(name, value)
+
+
+INTERP = Variant("interp", Interpreter)
+BT = Variant("bt", BinaryTranslator)
+BT_EACH = Variant(
+    "bt-each",
+    BinaryTranslator,
+    {"vmm.bt.MIN_BUDGET_INSNS": 1, "vmm.native.translator.MAX_TU_INSTRUCTIONS": 1},
+)
+
+
+@pytest.fixture(params=[INTERP, BT, BT_EACH], ids=lambda variant: variant.name)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Variant:
+    """Each engine in turn."""
+    chosen: Variant = request.param
+    chosen.set_up(monkeypatch)
+    return chosen
+
+
+@pytest.fixture
+def flat(variant: Variant) -> Iterator[Make]:
+    """`bare.flat` on the engine; the guests are closed at the end."""
+    yield from _maker(bare.flat, variant.make)
+
+
+@pytest.fixture
+def real(variant: Variant) -> Iterator[Make]:
+    """`bare.real` on the engine."""
+    yield from _maker(bare.real, variant.make)
+
+
+def _maker(make_guest: Callable[[str, EngineMaker], Bare], make_engine: EngineMaker) -> Iterator[Make]:
+    made: list[Bare] = []
+
+    def make(source: str) -> Bare:
+        made.append(make_guest(source, make_engine))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()

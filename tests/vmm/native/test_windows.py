@@ -1,0 +1,488 @@
+"""Windows as the shadow of page tables: what is mapped, with which rights, and what a store to a table does to it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from machine.alu import build_alu
+from machine.clock import Clock
+from machine.cpu import Cpu
+from machine.lines import CpuLines
+from machine.memory import HOLDS_TABLE, PhysicalMemory
+from machine.paging import ACCESSED, DIRTY, PS, RW, US, P
+from machine.ports import PortBus
+from machine.state import CR0_PE, CR0_PG, CR0_WP, CR4_PAE, CR4_PSE
+from vmm.native import hostmemory, windows
+from vmm.native.windows import HOLDS_SHADOWED_TABLE, STRIDE_BYTES, WINDOW_BYTES, Windows, WindowsError
+
+DIRECTORY, TABLE = 0x1_0000, 0x1_1000
+OTHER_DIRECTORY, OTHER_TABLE = 0x1_2000, 0x1_3000
+PAE_POINTERS, PAE_DIRECTORY, PAE_TABLE = 0x1_4000, 0x1_5000, 0x1_6000
+PAGE = 0x2_0000  # a page of RAM that is mapped, with its number in its first bytes
+FLAG = 0x80
+ALL = PAGE | P | RW | US | ACCESSED | DIRTY
+
+
+class Subject:
+    """Windows over a CPU with paging: linear page N of TABLE is wherever a test puts it."""
+
+    def __init__(self) -> None:
+        self.memory = PhysicalMemory(2 << 20)
+        self.cpu = Cpu(self.memory, PortBus(), CpuLines(), Clock(), build_alu())
+        self.state = self.cpu.state
+        self.state.cr0 |= CR0_PE | CR0_PG
+        self.state.cr3 = DIRECTORY
+        self.memory.store(DIRECTORY, 4, TABLE | P | RW | US | ACCESSED)
+        self.memory.store(OTHER_DIRECTORY, 4, OTHER_TABLE | P | RW | US | ACCESSED)
+        for page in range(16):
+            self.memory.store(PAGE + page * 4096, 4, page)
+        self.windows = Windows(self.cpu)
+        self.windows.attach()
+        self.dropped: list[tuple[int, int]] = []
+        self.windows.on_drop.append(lambda host, page: self.dropped.append((host, page)))
+
+    def close(self) -> None:
+        self.windows.detach()
+        self.memory.close()
+
+    def map(self, page: int, physical: int, rights: int = RW | US, *, table: int = TABLE) -> None:
+        self.memory.store(table + 4 * page, 4, physical | rights | P)
+
+    def entry(self, page: int, *, table: int = TABLE) -> int:
+        return self.memory.load(table + 4 * page, 4)
+
+    def fill(self, linear: int, *, write: bool = False) -> bool:
+        self.windows.select()
+        return self.windows.fill(linear, write=write)
+
+    def rights(self, linear: int) -> str:
+        """What the host says of the page in the current window: `---`, `r--` or `rw-`."""
+        return rights_at(self.windows.current.host + linear)
+
+    def value(self, linear: int) -> int:
+        return ctypes.c_uint32.from_address(self.windows.current.host + linear).value
+
+
+def rights_at(host: int) -> str:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        bounds, rights = line.split()[:2]
+        first, end = (int(text, 16) for text in bounds.split("-"))
+        if first <= host < end:
+            return rights[:3]
+    return "nothing"
+
+
+@pytest.fixture
+def subject() -> Iterator[Subject]:
+    made = Subject()
+    yield made
+    made.close()
+
+
+class TestFill:
+    def test_a_page_appears_where_the_guest_has_it(self, subject: Subject) -> None:
+        subject.map(5, PAGE + 0x3000, RW | US | DIRTY)
+        assert subject.fill(0x5123)
+        assert subject.value(0x5000) == 3
+        assert subject.rights(0x5000) == "rw-"
+        assert subject.rights(0x4000) == subject.rights(0x6000) == "---"
+        assert not subject.windows.current.host % WINDOW_BYTES
+
+    def test_it_reserves_space_on_both_sides(self, subject: Subject) -> None:
+        host = subject.windows.current.host
+        assert rights_at(host - 1) == rights_at(host + WINDOW_BYTES) == "---"
+        assert STRIDE_BYTES == 3 * WINDOW_BYTES
+
+    def test_reading_leaves_d_clear_and_the_page_read_only(self, subject: Subject) -> None:
+        subject.map(5, PAGE)
+        assert subject.fill(0x5000)
+        assert subject.entry(5) & (ACCESSED | DIRTY) == ACCESSED
+        assert subject.rights(0x5000) == "r--"
+        assert subject.fill(0x5000, write=True)
+        assert subject.entry(5) & DIRTY
+        assert subject.rights(0x5000) == "rw-"
+        assert subject.dropped == []
+
+    def test_a_fault_of_the_guests_own_changes_nothing(self, subject: Subject) -> None:
+        subject.map(5, PAGE, US)
+        subject.state.cpl = 3
+        assert not subject.fill(0x5000, write=True)
+        assert subject.entry(5) & (ACCESSED | DIRTY) == 0
+        assert not subject.fill(0x7000)
+        assert subject.rights(0x5000) == subject.rights(0x7000) == "---"
+
+    @pytest.mark.parametrize(
+        ("rights", "user", "protect", "reads", "writes"),
+        [
+            (RW | US, True, False, True, True),
+            (US, True, False, True, False),
+            (RW, True, False, False, False),
+            (RW, False, True, True, True),
+            (0, False, True, True, False),
+            (0, False, False, True, True),
+            (US, False, True, True, False),
+            (US, False, False, True, True),
+        ],
+    )
+    def test_rights(
+        self, subject: Subject, *, rights: int, user: bool, protect: bool, reads: bool, writes: bool
+    ) -> None:
+        subject.map(5, PAGE, rights | DIRTY)
+        subject.state.cpl = 3 if user else 0
+        subject.state.cr0 |= CR0_WP if protect else 0
+        assert subject.fill(0x5000) is reads
+        assert subject.rights(0x5000) == ("rw-" if writes else "r--" if reads else "---")
+        assert subject.fill(0x5000, write=True) is False
+
+    def test_each_privilege_and_wp_has_a_window(self, subject: Subject) -> None:
+        hosts = set()
+        for cpl, protect in ((0, 0), (0, CR0_WP), (3, 0)):
+            subject.state.cpl, subject.state.cr0 = cpl, CR0_PE | CR0_PG | protect
+            hosts.add(subject.windows.select().host)
+        assert len(hosts) == 3
+        subject.state.cr0 |= CR0_WP  # means nothing to a user
+        assert subject.windows.select().host in hosts
+
+    def test_what_is_no_ram_is_left_to_the_interpreter(self, subject: Subject) -> None:
+        subject.map(5, 0xA_0000)
+        subject.map(6, 0x4000_0000)
+        assert not subject.fill(0x5000)
+        assert not subject.fill(0x6000, write=True)
+        assert subject.rights(0x5000) == "---"
+
+    def test_rom_is_readable_only(self, subject: Subject) -> None:
+        subject.memory.map_rom(b"\x5a" * 0x1_0000)
+        subject.map(5, 0xF_0000, RW | US | DIRTY)
+        assert subject.fill(0x5000)
+        assert subject.value(0x5000) == 0x5A5A5A5A
+        assert subject.rights(0x5000) == "r--"
+        assert not subject.fill(0x5000, write=True)
+
+    def test_a_watched_page_is_readable_only_also_when_the_flag_comes_later(self, subject: Subject) -> None:
+        for page in (5, 6):
+            subject.map(page, PAGE + 0x1000 * page, RW | DIRTY)
+        subject.memory.flag_page(PAGE + 0x5000 >> 12, FLAG)
+        assert subject.fill(0x5000)
+        assert subject.fill(0x6000)
+        assert (subject.rights(0x5000), subject.rights(0x6000)) == ("r--", "rw-")
+        subject.memory.flag_page(PAGE + 0x6000 >> 12, FLAG)
+        assert subject.rights(0x6000) == "r--"
+        assert not subject.fill(0x6000, write=True)
+        subject.memory.page_flags[PAGE + 0x6000 >> 12] = 0
+        assert subject.fill(0x6000, write=True)
+        assert subject.rights(0x6000) == "rw-"
+
+    def test_a_flag_protects_every_alias(self, subject: Subject) -> None:
+        for page in (5, 6):
+            subject.map(page, PAGE, RW | US | DIRTY)
+            assert subject.fill(page << 12)
+        kernel = subject.windows.current
+        subject.state.cpl = 3
+        assert subject.fill(0x5000)
+        subject.memory.flag_page(PAGE >> 12, FLAG)
+        assert subject.rights(0x5000) == "r--"
+        assert rights_at(kernel.host + 0x5000) == rights_at(kernel.host + 0x6000) == "r--"
+
+    def test_a_page_that_is_mapped_and_faults_again_is_not_ours_to_mend(self, subject: Subject) -> None:
+        subject.map(5, PAGE, RW | DIRTY)
+        assert subject.fill(0x5000)
+        assert not subject.fill(0x5000)
+        assert not subject.fill(0x5000, write=True)
+
+    def test_large_pages_are_mapped_by_the_page(self, subject: Subject) -> None:
+        subject.state.cr4 = CR4_PSE
+        subject.memory.store(DIRECTORY + 4, 4, P | RW | PS | DIRTY)
+        assert subject.fill(0x40_0000 + PAGE + 0x2000)
+        assert subject.value(0x40_0000 + PAGE + 0x2000) == 2
+        assert subject.rights(0x40_0000 + PAGE + 0x3000) == "---"
+
+    def test_without_paging_linear_is_physical(self, subject: Subject) -> None:
+        subject.state.cr0 = CR0_PE
+        assert subject.fill(PAGE + 0x4000, write=True)
+        assert subject.value(PAGE + 0x4000) == 4
+        assert not subject.fill(0x20_0000)
+
+
+class TestTables:
+    def test_a_page_table_is_never_writable_in_a_window(self, subject: Subject) -> None:
+        subject.map(5, TABLE, RW | DIRTY)
+        subject.map(6, PAGE, RW | DIRTY)
+        subject.map(7, DIRECTORY, RW | DIRTY)
+        for page in (5, 6, 7):
+            assert subject.fill(page << 12)
+        assert [subject.rights(page << 12) for page in (5, 6, 7)] == ["r--", "rw-", "r--"]
+        assert not subject.fill(0x5000, write=True)
+
+    def test_nor_one_that_only_maps_itself(self, subject: Subject) -> None:
+        subject.map(5, TABLE, RW | DIRTY | ACCESSED)
+        assert subject.fill(0x5000)
+        assert subject.rights(0x5000) == "r--"
+
+    def test_nor_by_a_write(self, subject: Subject) -> None:
+        subject.map(5, TABLE, RW | DIRTY | ACCESSED)
+        assert not subject.fill(0x5000, write=True)
+        assert subject.rights(0x5000) == "---"
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            0,
+            PAGE + 0x1000 | P | RW | US | ACCESSED | DIRTY,
+            PAGE | P | US | ACCESSED | DIRTY,
+            PAGE | P | RW | US | DIRTY,
+        ],
+        ids=["not present", "elsewhere", "read only", "a cleared"],
+    )
+    def test_a_changed_entry_drops_its_page_at_once(self, subject: Subject, value: int) -> None:
+        subject.map(5, PAGE, ALL)
+        subject.map(6, PAGE, ALL)
+        subject.fill(0x5000)
+        subject.fill(0x6000)
+        subject.memory.store(TABLE + 20, 4, value)
+        assert (subject.rights(0x5000), subject.rights(0x6000)) == ("---", "rw-")
+        assert subject.dropped == [(subject.windows.current.host, 5)]
+
+    @pytest.mark.parametrize("value", [ACCESSED | DIRTY, 0], ids=["granted", "the same"])
+    def test_a_and_d_set_drop_nothing(self, subject: Subject, value: int) -> None:
+        subject.map(5, PAGE, RW)
+        subject.fill(0x5000)
+        subject.memory.store(TABLE + 20, 4, subject.entry(5) | value)
+        assert subject.rights(0x5000) == "r--"
+        assert subject.dropped == []
+
+    @pytest.mark.parametrize(("offset", "data"), [(20, b"\0"), (18, b"\0\0\0"), (21, b"\xff"), (23, b"\xff")])
+    def test_a_part_of_an_entry_is_enough(self, subject: Subject, offset: int, data: bytes) -> None:
+        subject.map(5, PAGE, RW)
+        subject.fill(0x5000)
+        subject.memory.write(TABLE + offset, data)
+        assert subject.rights(0x5000) == "---"
+
+    @pytest.mark.parametrize("offset", [16, 24])
+    def test_a_neighbour_is_not(self, subject: Subject, offset: int) -> None:
+        subject.map(5, PAGE, RW)
+        subject.fill(0x5000)
+        subject.memory.write(TABLE + offset, b"\xff\xff\xff\xff")
+        assert subject.rights(0x5000) == "r--"
+
+    def test_a_directory_entry_drops_all_below_it_in_every_window(self, subject: Subject) -> None:
+        for page in (5, 6):
+            subject.map(page, PAGE, RW | US)
+        subject.fill(0x5000)
+        kernel = subject.windows.current
+        subject.state.cpl = 3
+        subject.fill(0x6000)
+        subject.memory.store(DIRECTORY, 4, 0)
+        assert subject.rights(0x6000) == rights_at(kernel.host + 0x5000) == "---"
+        assert sorted(subject.dropped) == sorted([(kernel.host, 5), (subject.windows.current.host, 6)])
+
+    def test_a_table_is_watched_while_something_came_from_it(self, subject: Subject) -> None:
+        subject.map(5, PAGE)
+        subject.fill(0x5000)
+        flags = subject.memory.page_flags
+        assert flags[TABLE >> 12] & flags[DIRECTORY >> 12] & HOLDS_SHADOWED_TABLE
+        subject.memory.store(TABLE + 20, 4, 0)
+        assert not (flags[TABLE >> 12] | flags[DIRECTORY >> 12]) & HOLDS_SHADOWED_TABLE
+        subject.map(5, PAGE)
+        subject.fill(0x5000)
+        subject.memory.store(TABLE + 20, 4, 0)
+        assert subject.rights(0x5000) == "---"
+
+    def test_nothing_is_kept_of_what_is_gone(self, subject: Subject) -> None:
+        for _ in range(3):
+            for page in range(8):
+                subject.map(page, PAGE + 0x1000 * page, RW | US)
+                subject.fill(page << 12, write=True)
+            subject.memory.store(DIRECTORY, 4, 0)
+            subject.memory.store(DIRECTORY, 4, TABLE | P | RW | US)
+        made = subject.windows
+        assert not made._users_of_page
+        assert not made._users_of_entry
+        assert not made._used_entries_in_page
+        assert made._mapped_pages == 0
+
+    def test_pae_entries_are_eight_bytes(self, subject: Subject) -> None:
+        self.use_pae(subject)
+        for half in (0, 4):
+            assert subject.fill(0x5000)
+            assert subject.value(0x5000) == 2
+            entry = PAE_TABLE + 40 + half
+            value = subject.memory.load(entry, 4)
+            subject.memory.store(entry, 4, value ^ 0x4000_0000)
+            assert subject.rights(0x5000) == "---"
+            subject.memory.store(entry, 4, value)
+
+    def test_the_width_of_an_entry_is_that_of_its_window(self, subject: Subject) -> None:
+        self.use_pae(subject)
+        subject.fill(0x5000)
+        pae = subject.windows.current
+        subject.state.cr3, subject.state.cr4 = DIRECTORY, 0
+        subject.map(5, PAGE)
+        subject.fill(0x5000)
+        subject.memory.store(PAE_TABLE + 44, 4, 1)
+        assert rights_at(pae.host + 0x5000) == "---"
+        subject.state.cr4 = CR4_PAE
+        subject.memory.store(TABLE + 20, 4, 0)
+        assert subject.rights(0x5000) == "---"
+
+    def test_a_bit_that_is_reserved_in_a_pointer_entry_is_no_a_bit(self, subject: Subject) -> None:
+        self.use_pae(subject)
+        subject.fill(0x5000)
+        subject.memory.store(PAE_POINTERS, 4, PAE_DIRECTORY | P | ACCESSED)
+        assert subject.rights(0x5000) == "---"
+        assert not subject.fill(0x5000)
+
+    @staticmethod
+    def use_pae(subject: Subject) -> None:
+        subject.state.cr3, subject.state.cr4 = PAE_POINTERS, CR4_PAE
+        subject.memory.store(PAE_POINTERS, 4, PAE_DIRECTORY | P)
+        subject.memory.store(PAE_DIRECTORY, 4, PAE_TABLE | P | RW | US)
+        subject.memory.store(PAE_TABLE + 40, 4, PAGE + 0x2000 | P | RW | US)
+
+    def test_the_interpreters_own_flag_does_not_matter(self, subject: Subject) -> None:
+        subject.map(5, PAGE, RW | DIRTY)
+        subject.cpu.mmu.translate(0x5000, write=True, user=False)
+        assert subject.memory.page_flags[TABLE >> 12] == HOLDS_TABLE
+        subject.fill(0x5000)
+        subject.cpu.mmu.flush()
+        subject.memory.store(TABLE + 20, 4, 0)
+        assert subject.rights(0x5000) == "---"
+
+
+class TestManyWindows:
+    def test_the_one_that_was_not_used_for_longest_goes(
+        self, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(windows, "MAX_WINDOWS", 3)
+        hosts = {}
+        for number in range(3):
+            subject.state.cr3 = DIRECTORY + 0x1_0000 * number
+            hosts[number] = subject.windows.select().host
+        subject.state.cr3 = DIRECTORY
+        subject.windows.select()
+        subject.map(5, PAGE)
+        subject.fill(0x5000)
+        subject.state.cr3 = DIRECTORY + 0x3_0000
+        assert subject.windows.select().host == hosts[1]
+        assert subject.windows.counters["windows evicted"] == 1
+        subject.state.cr3 = DIRECTORY
+        subject.windows.select()
+        assert subject.rights(0x5000) == "r--"
+
+    def test_an_evicted_window_is_empty_and_dropped_page_by_page(
+        self, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(windows, "MAX_WINDOWS", 1)
+        subject.map(5, PAGE)
+        subject.fill(0x5000)
+        host = subject.windows.current.host
+        subject.state.cr3 = OTHER_DIRECTORY
+        assert subject.windows.select().host == host
+        assert subject.rights(0x5000) == "---"
+        assert subject.dropped == [(host, 5)]
+        assert not subject.memory.page_flags[TABLE >> 12] & HOLDS_SHADOWED_TABLE
+
+    def test_a_full_ledger_empties_other_windows_before_the_current_one(
+        self, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(windows, "MAX_MAPPINGS", 4)
+        for page in range(8):
+            subject.map(page, PAGE + 0x1000 * page)
+            subject.map(page, PAGE + 0x1000 * page, table=OTHER_TABLE)
+        for page in range(3):
+            subject.fill(page << 12)
+        first = subject.windows.current
+        subject.state.cr3 = OTHER_DIRECTORY
+        for page in range(2):
+            assert subject.fill(page << 12)
+        assert not first.pages
+        assert rights_at(first.host) == "---"
+        assert [subject.rights(page << 12) for page in range(2)] == ["r--", "r--"]
+        for page in range(2, 5):
+            assert subject.fill(page << 12)
+        assert list(subject.windows.current.pages) == [4]
+        assert [subject.rights(page << 12) for page in range(5)] == ["---"] * 4 + ["r--"]
+
+    def test_two_pages_at_least_are_there_together(self, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An access that straddles pages needs both, also when other windows hold all that is allowed."""
+        monkeypatch.setattr(windows, "MAX_MAPPINGS", 4)
+        for page in range(8):
+            subject.map(page, PAGE)
+            subject.map(page, PAGE, table=OTHER_TABLE)
+        for page in range(4):
+            subject.fill(page << 12)
+        subject.state.cr3 = OTHER_DIRECTORY
+        subject.fill(0x5000)
+        subject.fill(0x6000)
+        assert subject.rights(0x5000) == subject.rights(0x6000) == "r--"
+
+    def test_a_host_that_has_no_room_gets_other_pages_back(
+        self, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        subject.map(5, PAGE)
+        subject.map(5, PAGE, table=OTHER_TABLE)
+        subject.fill(0x5000)
+        first = subject.windows.current
+        subject.state.cr3 = OTHER_DIRECTORY
+        really, calls = hostmemory.map_file, []
+
+        def refuse_once(host: int, length: int, fd: int, offset: int, *, writable: bool) -> None:
+            calls.append(host)
+            if len(calls) == 1:
+                raise hostmemory.HostMemoryError(12, "no room")
+            really(host, length, fd, offset, writable=writable)
+
+        monkeypatch.setattr(hostmemory, "map_file", refuse_once)
+        assert subject.fill(0x5000)
+        assert not first.pages
+        assert subject.rights(0x5000) == "r--"
+
+        def refuse(*_arguments: object, **_options: object) -> None:
+            raise hostmemory.HostMemoryError(12, "no room")
+
+        monkeypatch.setattr(hostmemory, "map_file", refuse)
+        subject.map(6, PAGE, table=OTHER_TABLE)
+        with pytest.raises(WindowsError, match="no room"):
+            subject.fill(0x6000)
+
+    def test_a20_drops_everything(self, subject: Subject) -> None:
+        subject.map(5, PAGE)
+        subject.map(6, 0x10_0000 + PAGE + 0x1000)
+        subject.memory.store(0x10_0000 + PAGE + 0x1000, 4, 77)
+        subject.fill(0x5000)
+        subject.fill(0x6000)
+        assert subject.value(0x6000) == 77
+        subject.memory.a20_enabled = False
+        assert subject.rights(0x5000) == subject.rights(0x6000) == "---"
+        assert {page for _, page in subject.dropped} == {5, 6}
+        assert subject.fill(0x6000)
+        assert subject.value(0x6000) == 1
+
+
+def test_nothing_of_it_stays_behind() -> None:
+    def reserved() -> int:
+        total = 0
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            first, end = (int(text, 16) for text in line.split()[0].split("-"))
+            total += end - first
+        return total
+
+    before = 0
+    for turn in range(4):
+        subject = Subject()
+        for directory in range(5):
+            subject.state.cr3 = DIRECTORY + 0x1_0000 * directory
+            subject.windows.select()
+        subject.map(5, PAGE)
+        subject.state.cr3 = DIRECTORY
+        subject.fill(0x5000)
+        flags = subject.memory.page_flags
+        subject.close()
+        assert not any(flags)
+        assert subject.memory.write_observers == [subject.cpu.mmu._table_written]
+        if not turn:
+            before = reserved()
+    assert reserved() - before < STRIDE_BYTES
