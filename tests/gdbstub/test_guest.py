@@ -403,6 +403,15 @@ class TestCatches:
             assert event.signal == Signal.USR1
             assert "external interrupt, vector 0x08" in event.text
 
+    def test_a_step_that_lets_the_interrupt_happen_enters_its_handler(self) -> None:
+        with guest(STI + JMP_SELF, bits=16, at=0x7C00) as target:
+            say(target, "catch irq")
+            say(target, "step-interrupts off")
+            go(target)
+            assert step(target, signal=Signal.USR1).reason is StopReason.STEP
+            assert (register(target, "pc_linear") or 0) >= 0xF_0000
+            assert not target.machine.debug.step_interrupts
+
 
 class TestTripleFault:
     def test_stops_with_the_chain(self) -> None:
@@ -424,6 +433,13 @@ class TestTripleFault:
             assert (register(target, "eip"), register(target, "eax")) == (CODE, 0)
             assert target.machine.resets == 1
 
+    def test_a_breakpoint_at_the_first_instruction_stops_after_the_reset(self) -> None:
+        with guest(UD2) as target:
+            go(target)
+            target.insert_breakpoint(code_break(CODE))
+            assert go(target, signal=Signal.ABRT).reason is StopReason.SWBREAK
+            assert target.machine.resets == 1
+
     def test_signal_0_tries_again(self) -> None:
         with guest(UD2 + JMP_SELF) as target:
             go(target)
@@ -441,6 +457,7 @@ class TestTripleFault:
     def test_detaching_in_shutdown_ends_the_run_too(self) -> None:
         with guest(UD2) as target:
             go(target)
+            target.write_memory(CODE, JMP_SELF)  # too late: the CPU is shut down
             target.detach()
             event = go(target)
             assert (event.reason, event.status) == (StopReason.EXITED, TRIPLE_FAULT_STATUS)

@@ -4,7 +4,8 @@ import pytest
 
 from gdbstub import guest_registers
 from gdbstub.target import TargetError
-from machine.state import CR0_ET, CR0_PE, CS, DS
+from machine.flags import AC
+from machine.state import CR0_AM, CR0_ET, CR0_PE, CS, DS
 from tests.gdbstub.pc import CODE, guest, register, step, write
 
 NAMES = [r.name for r in guest_registers.DESCRIPTION.registers]
@@ -125,6 +126,27 @@ def test_linear_pc_sets_eip() -> None:
         write(target, "pc_linear", CODE + 4)
         assert register(target, "eip") == CODE + 4 - 0x1000
         assert register(target, "pc_linear") == CODE + 4
+
+
+def test_alignment_checks_follow_the_flags() -> None:
+    with guest(b"\x90") as target:
+        target.machine.cpu.state.cr0 |= CR0_AM
+        target.machine.cpu.set_cpl(3)
+        write(target, "eflags", AC)
+        assert target.machine.cpu.mmu.aligned_only
+        write(target, "eflags", 0)
+        assert not target.machine.cpu.mmu.aligned_only
+
+
+def test_moving_eip_ends_a_repetition() -> None:
+    with guest(b"\xf3\xaa\x90") as target:  # REP STOSB
+        write(target, "ecx", 5)
+        write(target, "edi", CODE + 0x1000)
+        target.machine.cpu.repeating = True
+        write(target, "eip", CODE)
+        assert target.machine.cpu.repeating
+        write(target, "eip", CODE + 2)
+        assert not target.machine.cpu.repeating
 
 
 def test_moving_eip_ends_a_halt() -> None:

@@ -98,7 +98,9 @@ def test_reset_keeps_memory_and_time_and_loads_the_image_again() -> None:
     machine.memory.write(0x20_0000, b"kept")
     machine.engine.run(1)
     machine.cpu.state.gpr[3] = 5
+    machine.lines.raise_nmi()
     machine.reset()
+    assert not machine.lines.nmi_pending
     assert machine.memory.read(CODE, 2) == JMP_SELF
     assert machine.memory.read(0x20_0000, 4) == b"kept"
     assert (machine.cpu.state.eip, machine.cpu.state.gpr[3], machine.clock.icount) == (CODE, 0, 1)
