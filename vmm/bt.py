@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop
 from machine.faults import GuestFault
-from machine.flags import DF, IF, STATUS_MASK
+from machine.flags import DF, IF, RF, STATUS_MASK, TF
 from machine.memory import PAGE_SHIFT
 from machine.state import CR0_PE, CS, DS, ES, MASK32, SEG_CODE, SEG_DB, SEG_READ_WRITE, SS
-from vmm.interp import Interpreter
+from vmm.interp import DR7_ENABLED, Interpreter
 from vmm.native import stateblock
 from vmm.native.cache import Exit, TranslationCache
 from vmm.native.dispatch import DispatchTable
@@ -116,6 +116,41 @@ class BinaryTranslator(Interpreter):
         return bool(state.segments[SS].attributes & SEG_DB) and not self._cpu.mmu.aligned_only
 
     def _execute_native(self, limit_icount: int) -> Stop | None:
+        """Alternate between emitted code and single interpreted instructions until `run` must look at something."""
+        cpu, clock = self._cpu, self._cpu.clock
+        while True:
+            try:
+                self._run_emitted_code(limit_icount)
+            except GuestFault as fault:
+                return self._deliver_fault(fault, cpu.state.eip)
+            stop = super()._execute_blocks(min(limit_icount, clock.icount + 1))
+            if stop is not None or self._must_attend(limit_icount):
+                return stop
+
+    def _must_attend(self, limit_icount: int) -> bool:
+        """Whether the instruction just interpreted left something for the boundary, or for another way to execute."""
+        cpu = self._cpu
+        state, clock = cpu.state, cpu.clock
+        self._patience -= 1
+        return bool(
+            cpu.lines.attention
+            or clock.icount + MIN_BUDGET_INSNS > min(limit_icount, clock.deadline_icount)
+            or state.eflags & (TF | RF)
+            or state.shadow
+            or state.halted
+            or cpu.pending_debug
+            or cpu.repeating
+            or state.dr[7] & DR7_ENABLED
+            or self._patience < 0
+            or not self._is_flat()
+        )
+
+    def _run_emitted_code(self, limit_icount: int) -> None:
+        """Run from EIP on in the TC, until an instruction is to be interpreted; it is at EIP then.
+
+        Raises:
+            GuestFault: the instruction at EIP cannot be fetched.
+        """
         tc = self._tc
         assert tc is not None
         cpu = self._cpu
@@ -123,52 +158,48 @@ class BinaryTranslator(Interpreter):
         words, quads = block.words, block.quads
         window = self._windows.select()
         table = self._table(window.host)
-        try:
-            target = self._find(state.eip)
-        except GuestFault as fault:
-            return self._deliver_fault(fault, state.eip)
+        target = table.get(state.eip) or self._find(state.eip)
         if target is None:
-            return super()._execute_blocks(min(limit_icount, clock.icount + 1))
-        for number in range(8):
-            words[number] = state.gpr[number]
+            return
+        for number, value in enumerate(state.gpr):
+            words[number] = value
         quads[stateblock.FLAGS] = state.eflags & _GUEST_FLAGS | _HOST_FLAGS
         quads[stateblock.BUDGET] = limit_icount - clock.icount
         quads[stateblock.WINDOW] = window.host
         quads[stateblock.DISPATCH] = table.host
-        quads[stateblock.TARGET] = tc.host + target
-        words[stateblock.REASON] = 0
         cpu.repeating = False  # a REP under way goes on natively, or is interpreted again
-        enter = tc.enter
-        while True:
+        while target is not None:
+            quads[stateblock.TARGET] = tc.host + target
+            words[stateblock.REASON] = 0
             before = time.perf_counter()
-            enter()
+            tc.enter()
             self._seconds_in_tc += time.perf_counter() - before
             reason = words[stateblock.REASON]
-            if reason in (Exit.MISS, Exit.LINK):
-                eip = words[stateblock.EIP]
-                flushes = self._flushes
-                self._count("dispatch misses" if reason == Exit.MISS else "chains")
-                try:
-                    target = self._find(eip)
-                except GuestFault:
-                    target = None
-                if target is None:
-                    self._sync(limit_icount, eip)
-                    return super()._execute_blocks(min(limit_icount, clock.icount + 1))
-                if reason == Exit.LINK:
-                    fragment = self._fragments.by_address.get((self._ram_page, eip))
-                    if fragment is not None and flushes == self._flushes:
-                        tc.point(words[stateblock.DETAIL], fragment.start)
-                quads[stateblock.TARGET] = tc.host + target
+            if reason == Exit.FAULT:
+                target = self._handle_fault(limit_icount)
             elif reason == Exit.CALLOUT:
                 self._count("callouts")
                 self._sync(limit_icount, words[stateblock.EIP])
-                return super()._execute_blocks(min(limit_icount, clock.icount + 1))
+                return
             else:
-                resume = self._handle_fault(limit_icount)
-                if resume is None:
-                    return super()._execute_blocks(min(limit_icount, clock.icount + 1))
-                quads[stateblock.TARGET] = resume
+                target = self._follow(limit_icount, is_link=reason == Exit.LINK)
+
+    def _follow(self, limit_icount: int, *, is_link: bool) -> int | None:
+        """Emitted code knows no fragment for where it came: the offset of one, or None to interpret there."""
+        tc = self._tc
+        assert tc is not None
+        eip = tc.state.words[stateblock.EIP]
+        flushes = self._flushes
+        self._count("chains" if is_link else "dispatch misses")
+        try:
+            target = self._find(eip)
+        except GuestFault:
+            target = None
+        if target is None:
+            self._sync(limit_icount, eip)
+        elif is_link and flushes == self._flushes:
+            tc.point(tc.state.words[stateblock.DETAIL], target)
+        return target
 
     def _sync(self, limit_icount: int, eip: int) -> None:
         """Bring what emitted code left in the state block back into the CPU's state."""
@@ -181,15 +212,15 @@ class BinaryTranslator(Interpreter):
         self._cpu.clock.icount = limit_icount - block.quads[stateblock.BUDGET]
 
     def _handle_fault(self, limit_icount: int) -> int | None:
-        """A host signal in emitted code: the host address at which to go on, or None if the interpreter has to."""
+        """A host signal in emitted code: the offset in the TC at which to go on, or None if the interpreter has to."""
         tc = self._tc
         assert tc is not None
         quads, words = tc.state.quads, tc.state.words
         host = quads[stateblock.FAULT_ADDRESS]
         if tc.is_call_stack_guard(host):
             tc.reset_call_stack()
-            rip: int = quads[stateblock.FAULT_RIP]
-            return rip
+            offset: int = quads[stateblock.FAULT_RIP] - tc.host
+            return offset
         fragment = self._fragments.at(quads[stateblock.FAULT_RIP] - tc.host)
         assert fragment is not None, "a fault outside every fragment"
         index = fragment.index_at(quads[stateblock.FAULT_RIP] - tc.host)
@@ -197,7 +228,7 @@ class BinaryTranslator(Interpreter):
         write = bool(quads[stateblock.FAULT_ERROR] & 2)
         is_access = words[stateblock.OFFSETS["fault_signal"] // 4] == 11 and 0 <= linear <= MASK32
         if is_access and not tc.is_budget_guard(host) and self._windows.fill(linear, write=write):
-            return tc.host + fragment.hosts[index]
+            return fragment.hosts[index]
         retired = max(index, 0)
         quads[stateblock.BUDGET] += fragment.charged - retired
         self._sync(limit_icount, fragment.eips[retired])

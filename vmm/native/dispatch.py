@@ -20,11 +20,11 @@ class DispatchTable:
 
     Attributes:
         host: its address.
-        entries: linear page number to the guest addresses in that page that have an entry.
+        entries: linear page number to the entries of that page, offsets by guest address.
     """
 
     host: int = 0
-    entries: dict[int, set[int]] = field(default_factory=dict)
+    entries: dict[int, dict[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.host = hostmemory.map_anonymous(TABLE_BYTES)
@@ -37,7 +37,12 @@ class DispatchTable:
     def set(self, eip: int, offset: int) -> None:
         """Let jumps to `eip` go to the code at `offset`."""
         ctypes.c_uint32.from_address(self.host + 4 * eip).value = offset
-        self.entries.setdefault(eip >> 12, set()).add(eip)
+        self.entries.setdefault(eip >> 12, {})[eip] = offset
+
+    def get(self, eip: int) -> int | None:
+        """The offset of the code for `eip`; None without an entry."""
+        page = self.entries.get(eip >> 12)
+        return None if page is None else page.get(eip)
 
     def clear_page(self, page: int) -> None:
         """Let jumps into a linear page miss."""
