@@ -16,8 +16,8 @@ DEFAULT_PORT = 1234
 DEFAULT_MEMORY = "64M"
 DEFAULT_DEBUG_EXIT = 0xF4
 DEFAULT_ENGINE = "interp"
-ENGINE_NAMES = ("interp",)
-_PLANNED_ENGINES = ("bt", "trap", "hybrid")
+ENGINE_NAMES = ("interp", "bt")
+_PLANNED_ENGINES = ("trap", "hybrid")
 _UNITS_BYTES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "": 1 << 20}
 
 

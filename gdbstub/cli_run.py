@@ -27,6 +27,7 @@ from guests import images
 from machine.alu import Alu
 from machine.devices.board import BoardOptions
 from machine.devices.rtc import START_DATE
+from machine.engine import Engine
 from machine.loaders.errors import ImageError
 from machine.loaders.image import LoadOptions, parse_modules
 from machine.memory import MemorySizeError
@@ -39,7 +40,17 @@ SIGNAL_STATUS = 128
 _COM1, _COM2 = "serial", "serial 2"
 _LINE_NAMES = (_COM1, _COM2)
 
-ENGINES: dict[str, EngineFactory] = {"interp": lambda machine: Interpreter(machine.cpu, machine.debug)}
+
+def _binary_translator(machine: Machine) -> Engine:
+    from vmm.bt import BinaryTranslator
+
+    return BinaryTranslator(machine.cpu, machine.debug)
+
+
+ENGINES: dict[str, EngineFactory] = {
+    "interp": lambda machine: Interpreter(machine.cpu, machine.debug),
+    "bt": _binary_translator,
+}
 
 Accompany = Callable[[trio.SocketListener, Machine], Awaitable[None]]
 
