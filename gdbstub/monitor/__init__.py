@@ -6,6 +6,7 @@ It must not know packets; output is text in pieces, refusals are `TargetError`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from gdbstub.monitor import devices, machine, memory, paging, segments, stops
@@ -24,14 +25,17 @@ def show_help(_guest: GuestTarget, words: list[str]) -> Iterator[str]:
         command, _ = find(words)
         yield f"monitor {command.synopsis}\n{command.summary[:1].upper()}{command.summary[1:]}.\n"
         if command.details:
-            yield f"{command.details}\n"
+            yield f"{fill(' '.join(command.details.split()), _HELP_COLUMNS)}\n"
         return
     yield "Commands of the monitor; `monitor help COMMAND` says more, and every name may be shortened.\n"
     for command in COMMANDS:
-        yield f"  {command.synopsis:44} {command.summary}\n"
+        gap = f"\n{'':{_SUMMARY_COLUMN}}" if len(command.synopsis) > _SUMMARY_COLUMN - 3 else ""
+        yield f"  {command.synopsis:{_SUMMARY_COLUMN - 2}}{gap}{command.summary}\n"
     yield "Numbers are decimal, 0x and hex, $register, or sums of them.\n"
 
 
+_HELP_COLUMNS = 100
+_SUMMARY_COLUMN = 32
 HELP = Command("help", "[COMMAND]", "this list, or more about one command", show_help)
 _GROUPS = (machine, segments, paging, memory, devices, stops)
 COMMANDS: tuple[Command, ...] = (HELP, *(command for group in _GROUPS for command in group.COMMANDS))
