@@ -66,7 +66,7 @@ def _update(cpu: Cpu, instruction: Instruction, change: Pure) -> Operation:
 
 
 def build_unary(name: str) -> Build:
-    """INC DEC NEG NOT."""
+    """INC DEC NEG NOT BSWAP."""
 
     def build(cpu: Cpu, instruction: Instruction) -> Operation:
         return _update(cpu, instruction, cpu.alu.unary[name][8 * size_bytes(instruction, 0)])
@@ -246,7 +246,7 @@ def build_divide(name: str) -> Build:
 
 
 def build_widen(width: int) -> Build:
-    """CBW (AL to AX), CWDE (AX to EAX)."""
+    """CBW (AL to AX, width 8), CWDE (AX to EAX, width 16): the lower `width` bits, sign-extended to twice as many."""
     sign, mask = 1 << (width - 1), (1 << width) - 1
     wide_mask = (1 << 2 * width) - 1
 
@@ -262,7 +262,7 @@ def build_widen(width: int) -> Build:
 
 
 def build_sign(width: int) -> Build:
-    """CWD (sign of AX to DX), CDQ (sign of EAX to EDX)."""
+    """CWD (AX into DX, width 16), CDQ (EAX into EDX, width 32): `width` copies of the accumulator's sign."""
     mask = (1 << width) - 1
 
     def build(cpu: Cpu, _instruction: Instruction) -> Operation:
@@ -424,11 +424,11 @@ def build_cmpxchg8b(cpu: Cpu, instruction: Instruction) -> Operation:
     return exchange
 
 
-# Decimal arithmetic, all on AX.
+# Operations on AX: decimal arithmetic, LAHF and SAHF.
 
 
-def build_decimal(name: str) -> Build:
-    """AAA AAS DAA DAS."""
+def build_on_ax(name: str) -> Build:
+    """AAA AAS DAA DAS LAHF SAHF."""
 
     def build(cpu: Cpu, _instruction: Instruction) -> Operation:
         compute, state, gpr = cpu.alu.unary[name][16], cpu.state, cpu.state.gpr
@@ -475,7 +475,7 @@ ROWS = (
     *(Row(name, build_binary(name), undefined=AF) for name in ("and", "or", "xor")),
     Row("cmp", build_compare("cmp")),
     Row("test", build_compare("test"), undefined=AF),
-    *(Row(name, build_unary(name)) for name in ("inc", "dec", "neg", "not")),
+    *(Row(name, build_unary(name)) for name in ("inc", "dec", "neg", "not", "bswap")),
     *(Row(name, build_shift(name), undefined=OF) for name in ("rol", "ror", "rcl", "rcr")),
     *(Row(name, build_shift(name.replace("sal", "shl")), undefined=AF | OF | CF) for name in ("shl", "sal", "shr")),
     Row("sar", build_shift("sar"), undefined=AF),
@@ -492,8 +492,9 @@ ROWS = (
     Row("xadd", build_xadd),
     Row("cmpxchg", build_cmpxchg),
     Row("cmpxchg8b", build_cmpxchg8b),
-    *(Row(name, build_decimal(name), undefined=OF | SF | ZF | PF) for name in ("aaa", "aas")),
-    *(Row(name, build_decimal(name), undefined=OF) for name in ("daa", "das")),
+    *(Row(name, build_on_ax(name), undefined=OF | SF | ZF | PF) for name in ("aaa", "aas")),
+    *(Row(name, build_on_ax(name), undefined=OF) for name in ("daa", "das")),
+    *(Row(name, build_on_ax(name)) for name in ("lahf", "sahf")),
     *(Row(name, build_decimal_base(name), undefined=OF | AF | CF) for name in ("aam", "aad")),
     Row("salc", build_salc),
 )

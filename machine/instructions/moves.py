@@ -1,4 +1,4 @@
-"""Rows that move data: MOV, extensions, XCHG, the stack, LEA, XLAT, BSWAP and the flag transfers LAHF and SAHF.
+"""Rows that move data: MOV, extensions, XCHG, the stack, LEA, XLAT, BOUND.
 
 It must not know segments' loading rules: loads of segment registers call `machine.segmentation`.
 """
@@ -32,8 +32,6 @@ from machine.instructions.operands import (
 from machine.instructions.table import Effect, Operation, Row
 from machine.segmentation import load_segment
 from machine.state import CS, DS, EAX, EBP, EBX, ES, ESP, FS, GS, MASK32, SEG_DB, SHADOW_MOV_SS, SS
-
-SAHF_FLAGS = 0xD5
 
 _FAR_POINTERS = {Mnemonic.LES: ES, Mnemonic.LSS: SS, Mnemonic.LDS: DS, Mnemonic.LFS: FS, Mnemonic.LGS: GS}
 
@@ -226,42 +224,6 @@ def build_xlat(cpu: Cpu, instruction: Instruction) -> Operation:
         gpr[EAX] = gpr[EAX] & 0xFFFF_FF00 | load8(segment, (gpr[EBX] + (gpr[EAX] & 0xFF)) & mask)
 
     return translate
-
-
-def build_bswap(cpu: Cpu, instruction: Instruction) -> Operation:
-    """BSWAP r32; of r16 the result is undefined by the SDM, and zero on current processors."""
-    gpr, n = cpu.state.gpr, gpr_number(instruction.op_register(0))
-    if size_bytes(instruction, 0) == 2:
-
-        def clear() -> None:
-            gpr[n] &= 0xFFFF_0000
-
-        return clear
-
-    def swap() -> None:
-        gpr[n] = int.from_bytes(gpr[n].to_bytes(4, "little"), "big")
-
-    return swap
-
-
-def build_lahf(cpu: Cpu, _instruction: Instruction) -> Operation:
-    """LAHF: SF ZF AF PF CF, and bit 1, into AH."""
-    gpr, state = cpu.state.gpr, cpu.state
-
-    def load() -> None:
-        gpr[EAX] = gpr[EAX] & 0xFFFF_00FF | (state.eflags & SAHF_FLAGS | 2) << 8
-
-    return load
-
-
-def build_sahf(cpu: Cpu, _instruction: Instruction) -> Operation:
-    """SAHF: AH into SF ZF AF PF CF."""
-    gpr, state = cpu.state.gpr, cpu.state
-
-    def store() -> None:
-        state.eflags = state.eflags & ~SAHF_FLAGS | gpr[EAX] >> 8 & SAHF_FLAGS
-
-    return store
 
 
 # The stack.
@@ -480,9 +442,6 @@ ROWS = (
     *(Row(f"cmov{name}", build_cmov) for name in CONDITION_NAMES),
     *(Row(f"set{name}", build_set) for name in CONDITION_NAMES),
     Row("xlatb", build_xlat),
-    Row("bswap", build_bswap),
-    Row("lahf", build_lahf),
-    Row("sahf", build_sahf),
     Row("push", build_push),
     Row("pop", build_pop),
     Row("pop_sreg", build_pop_segment, Effect.SYSTEM),
