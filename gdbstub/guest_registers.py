@@ -7,10 +7,8 @@ Source: gdb's documentation, "i386 Features" and "Enum Target Types"; SDM Vol. 3
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from gdbstub import guest_segments
+from gdbstub import guest_fpu, guest_segments
+from gdbstub.guest_access import Access
 from gdbstub.target import Description, Feature, Field, FlagsType, Register, TargetError
 from machine import control, flags
 from machine.cpu import Cpu
@@ -20,7 +18,6 @@ from machine.state import CR0_PE, DR6_FIXED, DR6_WRITABLE, DR7_FIXED, DR7_WRITAB
 _TSC_MSR = 0x10
 _GPR = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 _GDB_SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
-_FPU_CONTROL = ("fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop")
 
 
 def _bits(*names_and_bits: tuple[str, int]) -> tuple[Field, ...]:
@@ -79,19 +76,6 @@ ATTRIBUTES_TYPE = FlagsType(
         *_bits(("P", 7), ("AVL", 8), ("DB", 10), ("G", 11)),
     ),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How one register is read and written; without `write` it is for reading only.
-
-    After a call of a guest function gdb for i386 writes back every register, whatever `save_restore` says. So what the
-    debugger cannot set but the guest changes ignores writes (`_ignore`); what follows from others takes its own value.
-    """
-
-    register: Register
-    read: Callable[[Cpu], int | None]
-    write: Callable[[Cpu, int], None] | None = None
 
 
 def read(cpu: Cpu, number: int) -> int | None:
@@ -226,10 +210,6 @@ def _system_selector(name: str) -> Access:
     )
 
 
-def _unavailable(register: Register) -> Access:
-    return Access(register, lambda _cpu: None)
-
-
 def _write_eip(cpu: Cpu, value: int) -> None:
     """The guest goes on at another place: what the CPU was in the middle of (HLT, a REP) is over."""
     if value != cpu.state.eip:
@@ -239,7 +219,10 @@ def _write_eip(cpu: Cpu, value: int) -> None:
 
 
 def _ignore(_cpu: Cpu, _value: int) -> None:
-    """Time goes on, whatever gdb wants to have back."""
+    """Time goes on, whatever gdb wants to have back.
+
+    After a call of a guest function gdb for i386 writes back every register, whatever `save_restore` says.
+    """
 
 
 def _write_linear_pc(cpu: Cpu, value: int) -> None:
@@ -256,8 +239,7 @@ _CORE: tuple[Access, ...] = (
     Access(Register("eip", type="code_ptr"), lambda cpu: cpu.state.eip, _write_eip),
     Access(Register("eflags", type="i386_eflags"), lambda cpu: cpu.state.eflags, _write_eflags),
     *(_selector(name) for name in _GDB_SEGMENTS),
-    *(_unavailable(Register(f"st{number}", 80, "i387_ext", group="float")) for number in range(8)),
-    *(_unavailable(Register(name, group="float")) for name in _FPU_CONTROL),
+    *guest_fpu.X87,
 )
 _SEGMENTS: tuple[Access, ...] = (
     *(access for name in _GDB_SEGMENTS for access in _hidden(name)),
@@ -278,7 +260,7 @@ _MACHINE: tuple[Access, ...] = (
     Access(_system("icount", "uint64", 64), lambda cpu: cpu.clock.icount, _ignore),
     Access(_system("pc_linear", "code_ptr"), linear_pc, _write_linear_pc),
 )
-_ACCESSES: tuple[Access, ...] = (*_CORE, *_SEGMENTS, *_CONTROL, *_DEBUG, *_MSRS, *_MACHINE)
+_ACCESSES: tuple[Access, ...] = (*_CORE, *guest_fpu.SSE, *_SEGMENTS, *_CONTROL, *_DEBUG, *_MSRS, *_MACHINE)
 
 
 def _registers(accesses: tuple[Access, ...]) -> tuple[Register, ...]:
@@ -288,6 +270,7 @@ def _registers(accesses: tuple[Access, ...]) -> tuple[Register, ...]:
 DESCRIPTION = Description(
     (
         Feature("org.gnu.gdb.i386.core", _registers(_CORE), (EFLAGS_TYPE,)),
+        Feature("org.gnu.gdb.i386.sse", _registers(guest_fpu.SSE), guest_fpu.SSE_TYPES),
         Feature("org.trapgate.i386.segments", _registers(_SEGMENTS), (ATTRIBUTES_TYPE,)),
         Feature("org.trapgate.i386.control", _registers(_CONTROL), (CR0_TYPE, CR4_TYPE)),
         Feature("org.trapgate.i386.debug", _registers(_DEBUG), (DR6_TYPE, DR7_TYPE)),

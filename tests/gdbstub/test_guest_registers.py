@@ -4,6 +4,7 @@ import pytest
 
 from gdbstub import guest_registers
 from gdbstub.target import TargetError
+from machine.cpuid import PENTIUM4
 from machine.flags import AC
 from machine.state import CR0_AM, CR0_ET, CR0_PE, CS, DS
 from tests.gdbstub.pc import CODE, guest, register, step, write
@@ -45,8 +46,23 @@ def test_without_fpu_its_registers_are_unavailable() -> None:
     with guest(b"\x90") as target:
         assert register(target, "st0") is None
         assert register(target, "fctrl") is None
-        with pytest.raises(TargetError, match="only be read"):
-            write(target, "st0", 1)
+        assert register(target, "xmm7") is None
+        for name in ("st0", "fctrl", "fop", "xmm0", "mxcsr"):
+            with pytest.raises(TargetError, match=f"no {name}"):
+                write(target, name, 1)
+
+
+def test_with_fpu_its_registers_are_read_and_written() -> None:
+    with guest(b"\x90") as target:
+        target.machine.cpu.model = PENTIUM4
+        assert register(target, "ftag") == 0x5555, "after RESET every register holds zero"
+        write(target, "st1", 0x3FFF_8000_0000_0000_0000)
+        assert register(target, "ftag") == 0x5551
+        for name, value in (("fctrl", 0x37F), ("fstat", 0x3800), ("fiseg", 8), ("fioff", 0x1234), ("foseg", 0x10),
+                            ("fooff", 0x5678), ("fop", 0x1D9), ("ftag", 0xFFFF), ("st7", 1 << 79), ("mxcsr", 0x1F80),
+                            ("xmm3", 1 << 127 | 5)):  # fmt: skip
+            write(target, name, value)
+            assert register(target, name) == value, name
 
 
 @pytest.mark.parametrize("name", ["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", "eip", "cr2", "dr0", "dr3"])
