@@ -17,6 +17,7 @@ from machine.state import MASK32
 
 MAX_INSTRUCTION_BYTES = 15
 MAX_BLOCK_INSTRUCTIONS = 32
+_SINGLE_BYTES = 2 * MAX_INSTRUCTION_BYTES  # enough to tell an instruction that is too long from one that is cut off
 MAX_PAGES = 4096
 MAX_LOOSE_BLOCKS = 4096
 
@@ -48,10 +49,11 @@ class Block:
 
 @dataclass(slots=True)
 class CodePage:
-    """The blocks that start in one page of RAM: by CS.D, then by offset in the page."""
+    """The blocks that start in one page of RAM, and those of one instruction: by CS.D, then by offset in the page."""
 
     ram_page: int
     blocks: tuple[dict[int, Block], dict[int, Block]] = field(default_factory=lambda: ({}, {}))
+    singles: tuple[dict[int, Block], dict[int, Block]] = field(default_factory=lambda: ({}, {}))
     covered: bytearray = field(default_factory=lambda: bytearray(4096))
 
 
@@ -75,6 +77,8 @@ class BlockCache:
         self.decoded_insns = 0
         self.invalidations = 0
         self._pages: dict[int, CodePage] = {}
+        # By user: the page of RAM that a linear page is mapped to now, and whether it is withheld.
+        self._mapped: tuple[dict[int, tuple[CodePage, bool]], ...] = ({}, {})
         self._loose: dict[tuple[bytes, bool], Block] = {}
 
     def attach(self) -> None:
@@ -100,32 +104,44 @@ class BlockCache:
         self.withheld_linear, self.withheld_physical = linear, physical
         self._remapped(by_store=False)
 
-    def find(self, linear: int, big: bool) -> tuple[Block, bool]:
+    def find(self, linear: int, big: bool, *, single: bool = False) -> tuple[Block, bool]:
         """The block at a linear address, decoded if need be, and whether its page is withheld.
+
+        Args:
+            linear: address of the first instruction.
+            big: CS.D.
+            single: one instruction is enough; the block may have more.
 
         Raises:
             PageFault: the first byte, or a later one of the first instruction, cannot be fetched.
         """
-        cpu = self.cpu
-        memory, mmu = cpu.memory, cpu.mmu
-        physical = mmu.translate(linear, write=False, user=mmu.user)
-        withheld = linear >> PAGE_SHIFT in self.withheld_linear or physical >> PAGE_SHIFT in self.withheld_physical
-        at = memory.ram_address(physical)
-        if at < 0:
-            return self._loose_block(linear, physical, big), withheld
-        page = self._pages.get(at >> PAGE_SHIFT)
-        if page is None:
-            page = self._new_page(at >> PAGE_SHIFT)
+        memory, mmu = self.cpu.memory, self.cpu.mmu
+        mapping = self._mapped[mmu.user].get(linear >> PAGE_SHIFT)
+        if mapping is None:
+            physical = mmu.translate(linear, write=False, user=mmu.user)
+            withheld = linear >> PAGE_SHIFT in self.withheld_linear or physical >> PAGE_SHIFT in self.withheld_physical
+            ram_address = memory.ram_address(physical)
+            if ram_address < 0:
+                return self._loose_block(linear, physical, big), withheld
+            page = self._pages.get(ram_address >> PAGE_SHIFT) or self._new_page(ram_address >> PAGE_SHIFT)
+            self._mapped[mmu.user][linear >> PAGE_SHIFT] = page, withheld
+        else:
+            page, withheld = mapping
         blocks = page.blocks[big]
         if not withheld:
             self.fetched[big * 2 + mmu.user][linear >> PAGE_SHIFT] = blocks
-        offset = at & 0xFFF
+        offset = linear & 0xFFF
         block = blocks.get(offset)
+        if single and (block is None or not block.operations):
+            blocks = page.singles[big]
+            block = blocks.get(offset)
         if block is None or not block.operations:
-            base = at & ~0xFFF
-            block = self._decode(bytes(memory.ram8[at : base + 4096]), big, cut=True)
+            base = page.ram_page << PAGE_SHIFT
+            end = min(offset + _SINGLE_BYTES, 4096) if single else 4096
+            data = bytes(memory.ram8[base + offset : base + end])
+            block = self._decode(data, big, cut=True, limit=1 if single else MAX_BLOCK_INSTRUCTIONS)
             if not block.operations:
-                return self._loose_block(linear, physical, big), withheld
+                return self._loose_block(linear, base + offset, big), withheld
             blocks[offset] = block
             length = block.offsets[-1]
             page.covered[offset : offset + length] = b"\1" * length
@@ -204,17 +220,19 @@ class BlockCache:
             for block in blocks.values():
                 block.operations.clear()
             blocks.clear()
-        for fetched in self.fetched:
-            for linear_page in [
-                key for key, value in fetched.items() if value is page.blocks[0] or value is page.blocks[1]
-            ]:
-                del fetched[linear_page]
+        for mapped in self._mapped:
+            for linear_page in [key for key, (mapped_page, _) in mapped.items() if mapped_page is page]:
+                del mapped[linear_page]
+                for fetched in self.fetched:
+                    fetched.pop(linear_page, None)
         del self._pages[page.ram_page]
         self.cpu.memory.page_flags[page.ram_page] &= ~HOLDS_CODE
 
     def _remapped(self, by_store: bool) -> None:
         for fetched in self.fetched:
             fetched.clear()
+        for mapped in self._mapped:
+            mapped.clear()
         if by_store and self.running is not None:
             # The rest of the block under execution may lie elsewhere now. Emptying the list ends it; it is decoded
             # anew.

@@ -20,7 +20,7 @@ from machine.instructions import Effect, Operation
 from machine.interrupts import TripleFault, deliver_event, raise_exception, software_interrupt
 from machine.memory import PAGE_SHIFT
 from machine.state import CS, DR6_BS, MASK32, SEG_DB, SHADOW_MOV_SS, SHADOW_NONE
-from vmm.blocks import BlockCache
+from vmm.blocks import Block, BlockCache
 
 # How many events (deliveries, waits in HLT, chunks of a REP) one `run` handles before it returns though its icount is
 # not reached: a guest may go on for ever without retiring an instruction, and must not keep the debugger out.
@@ -252,12 +252,15 @@ class Interpreter:
                     block, withheld = cache.find(linear, big)
                 except GuestFault as fault:
                     return self._deliver_fault(fault, eip)
-                if withheld:
-                    return self._execute_one(check_breakpoints=True)
                 operations = block.operations
+                room = self._insns_to_breakpoint(linear, block) if withheld else len(operations)
+                if not room:
+                    return self._execute_one(check_breakpoints=True)
+                room = min(room, limit_icount - icount)
+            else:
+                room = limit_icount - icount
             offsets, effect = block.offsets, block.effect
             count = len(operations)
-            room = limit_icount - icount
             if eip + offsets[-1] > code_end:
                 room = min(room, sum(eip + end <= code_end for end in offsets[1:]))
                 if not room:
@@ -320,7 +323,7 @@ class Interpreter:
         if eip > cs.limit:
             return self._deliver_fault(general_protection(), eip)
         try:
-            block, _ = cache.find(linear, bool(cs.attributes & SEG_DB))
+            block, _ = cache.find(linear, bool(cs.attributes & SEG_DB), single=True)
         except GuestFault as fault:
             return self._deliver_fault(fault, eip)
         end = block.offsets[1]
@@ -412,6 +415,15 @@ class Interpreter:
             if candidate.cr3 is None or candidate.cr3 == state.cr3:
                 return candidate
         return None
+
+    def _insns_to_breakpoint(self, linear: int, block: Block) -> int:
+        """How many instructions of a block at `linear` come before the first breakpoint in it."""
+        for number in range(len(block.operations)):
+            address = (linear + block.offsets[number]) & MASK32
+            wanted = address in self._breakpoints or self._physical_breakpoints
+            if wanted and self._breakpoint_at(address) is not None:
+                return number
+        return len(block.operations)
 
     def _instruction_breakpoints(self, linear: int) -> int:
         state = self._cpu.state

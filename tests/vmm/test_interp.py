@@ -8,7 +8,7 @@ from machine.debug import CodeBreakpoint, Stop, StopKind, Watchpoint
 from machine.faults import Vector
 from machine.flags import IF, RF, TF
 from machine.lines import ExitKind, ExitRequest
-from machine.state import CS, DR6_BS, EAX, EBX, ECX, EDI, EDX, ESI, ESP, SHADOW_STI
+from machine.state import CR0_PG, CS, DR6_BS, EAX, EBX, ECX, EDI, EDX, ESI, ESP, SHADOW_STI
 from tests.vmm.bare import ORIGIN, STACK_TOP, Bare, handler_of
 from tests.vmm.engines import Make
 
@@ -256,6 +256,27 @@ class TestChangingCode:
         bare.state.eip = 0x1FFD
         bare.run(1)
         assert bare.state.gpr[EAX] == 0x1299_5678
+
+    @pytest.mark.parametrize("way", ["run", "step", "breakpoint near"])
+    def test_code_that_is_mapped_elsewhere(self, flat: Make, way: str) -> None:
+        """The same linear address is called before and after its page-table entry changes."""
+        directory, table, page = 0x10_0000, 0x10_1000, 0x3000
+        bare = flat(f"call {page:#x}\nmov dword ptr [{table + 4 * (page >> 12):#x}], 0x4003\ncall {page:#x}\n1: jmp 1b")
+        bare.memory.write(0x3000, b"\x40\xc3\xcc")  # inc eax; ret
+        bare.memory.write(0x4000, b"\x43\xc3\xcc")  # inc ebx; ret
+        bare.memory.write(directory, (table | 3).to_bytes(4, "little"))
+        bare.memory.write(table, b"".join((n << 12 | 3).to_bytes(4, "little") for n in range(1024)))
+        bare.state.cr3 = directory
+        bare.state.cr0 |= CR0_PG
+        bare.cpu.mmu.flush()
+        if way == "breakpoint near":
+            bare.debug.set_breakpoints(frozenset({CodeBreakpoint(page + 2)}))
+        if way == "step":
+            for _ in range(7):
+                assert bare.engine.step().kind is StopKind.STEP
+        else:
+            assert bare.run(7) == Stop(StopKind.BUDGET)
+        assert (bare.state.gpr[EAX], bare.state.gpr[EBX]) == (1, 1)
 
 
 class TestLength:
