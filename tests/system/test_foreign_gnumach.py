@@ -39,12 +39,13 @@ PRINTED = (
 )
 BOUND_INSNS = 1_800_000
 
-# The first routine that it calls often, as it is before paging and after; the test for an FPU, and when it gets there; a
-# character of the banner in its ring of messages; the routine that prints the banner, well after paging is on.
+# The first routine that it calls often, as it is before paging and after.
 ROUTINE_BEFORE_PAGING, ROUTINE = 0x0103_8100, 0xC103_8100
-FPU_TEST = 0xC100_6150
-BANNER_BYTE = 0xC113_6263
+# The routine that prints the banner, well after paging is on, and a byte of the banner in the ring of messages.
 MAIN = 0xC100_00B0
+BANNER_BYTE = 0xC113_6263
+# FNINIT, and how many instructions come before it.
+FPU_TEST = 0xC100_6150
 AT_FPU_TEST = 1_758_988
 PAGING = 1 << 31
 
