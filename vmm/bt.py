@@ -134,7 +134,8 @@ class BinaryTranslator(Interpreter):
         self._patience -= 1
         return bool(
             cpu.lines.attention
-            or clock.icount + MIN_BUDGET_INSNS > min(limit_icount, clock.deadline_icount)
+            or clock.icount + MIN_BUDGET_INSNS > limit_icount
+            or clock.deadline_icount < limit_icount
             or state.eflags & (TF | RF)
             or state.shadow
             or state.halted

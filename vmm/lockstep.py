@@ -304,9 +304,9 @@ def differences(first: Side, second: Side, *stops: Stop | None) -> list[str]:
     ours, theirs = first.guest, second.guest
     a, b = ours.cpu.state.pack(), theirs.cpu.state.pack()
     if a != b:
-        lines += _differing(_flatten("", STATE_LAYOUT.parse(a)), _flatten("", STATE_LAYOUT.parse(b)))
-    lines += _differing(_flatten("", _around(ours)), _flatten("", _around(theirs)))
-    lines += _differing(_flatten("", first.devices()), _flatten("", second.devices()))
+        lines += _differing(STATE_LAYOUT.parse(a), STATE_LAYOUT.parse(b))
+    lines += _differing(_around(ours), _around(theirs))
+    lines += _differing(first.devices(), second.devices())
     if first.output != second.output:
         common = 0
         while first.output[: common + 1] == second.output[: common + 1]:
@@ -340,8 +340,10 @@ def _flatten(name: str, value: object) -> Iterator[tuple[str, object]]:
         yield name, value
 
 
-def _differing(first: Iterable[tuple[str, object]], second: Iterable[tuple[str, object]]) -> list[str]:
-    ours, theirs = dict(first), dict(second)
+def _differing(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
+    if first == second:
+        return []
+    ours, theirs = dict(_flatten("", first)), dict(_flatten("", second))
     names = [*ours, *(name for name in theirs if name not in ours)]
     return [
         f"{name}: {_show(ours.get(name))} / {_show(theirs.get(name))}"

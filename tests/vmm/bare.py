@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
-from machine.alu import build_alu
 from machine.clock import Clock
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop, StopKind
@@ -16,8 +16,9 @@ from machine.engine import Engine
 from machine.lines import CpuLines
 from machine.memory import PhysicalMemory
 from machine.ports import PortBus
-from machine.state import CR0_PE, CS, ESP, MASK32, SEG_DB, SEG_G, CpuState
+from machine.state import CR0_PE, CR0_PG, CS, ESP, MASK32, SEG_DB, SEG_G, CpuState
 from tests.oracles.assembler import assemble
+from vmm.hostalu import choose_alu
 from vmm.interp import Interpreter
 
 ORIGIN = 0x1000
@@ -26,6 +27,10 @@ IDT_BASE = 0x9000
 GDT_BASE = 0xA000
 HANDLERS = 0xB000
 HANDLER_BYTES = 16
+LONG_HANDLERS = 0xE000
+LONG_HANDLER_BYTES = 64
+PAGE_DIRECTORY = 0x10_0000
+PAGE_TABLE = 0x10_1000
 CODE_SELECTOR = 0x08
 DATA_SELECTOR = 0x10
 
@@ -33,6 +38,8 @@ EngineMaker = Callable[[Cpu, DebugControl], Engine]
 
 _CODE = 0x9B | SEG_DB | SEG_G
 _DATA = 0x93 | SEG_DB | SEG_G
+
+host_alu = cache(choose_alu)
 
 
 @dataclass(slots=True)
@@ -53,7 +60,7 @@ class Bare:
     engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
-        self.cpu = Cpu(self.memory, self.ports, self.lines, self.clock, build_alu())
+        self.cpu = Cpu(self.memory, self.ports, self.lines, self.clock, host_alu())
         self.engine = self.make(self.cpu, self.debug)
         self.engine.enter()
 
@@ -102,6 +109,29 @@ def flat(source: str, make: EngineMaker = Interpreter) -> Bare:
 def handler_of(vector: int) -> int:
     """Where `flat` puts the handler of a vector."""
     return HANDLERS + vector * HANDLER_BYTES
+
+
+def set_handler(bare: Bare, vector: int, code: bytes) -> None:
+    """Give a vector of `flat` a handler of more than HANDLER_BYTES."""
+    at = LONG_HANDLERS + vector * LONG_HANDLER_BYTES
+    bare.memory.write(at, code)
+    bare.memory.store(IDT_BASE + 8 * vector, 4, at & 0xFFFF | CODE_SELECTOR << 16)
+    bare.memory.store(IDT_BASE + 8 * vector + 4, 4, 0x8E00 | at & 0xFFFF_0000)
+
+
+def map_low_memory(bare: Bare) -> None:
+    """Turn paging on, with the first 4 MiB mapped to themselves, for everybody and writable."""
+    memory, state = bare.memory, bare.state
+    memory.write(PAGE_TABLE, b"".join((page << 12 | 7).to_bytes(4, "little") for page in range(1024)))
+    memory.store(PAGE_DIRECTORY, 4, PAGE_TABLE | 7)
+    state.cr3 = PAGE_DIRECTORY
+    state.cr0 |= CR0_PG
+    bare.cpu.mmu.flush()
+
+
+def set_page(bare: Bare, linear: int, entry: int) -> None:
+    """Put an entry into the table of the first 4 MiB."""
+    bare.memory.store(PAGE_TABLE + 4 * (linear >> 12), 4, entry)
 
 
 def real(source: str, make: EngineMaker = Interpreter) -> Bare:

@@ -1,5 +1,5 @@
 """Fixtures of the engines' tests."""
 
-from tests.vmm.engines import flat, real, variant
+from tests.vmm.engines import flat, least_budget, real, variant
 
-__all__ = ["flat", "real", "variant"]
+__all__ = ["flat", "least_budget", "real", "variant"]

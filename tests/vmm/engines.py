@@ -78,3 +78,9 @@ def _maker(make_guest: Callable[[str, EngineMaker], Bare], make_engine: EngineMa
     yield make
     for each in made:
         each.close()
+
+
+@pytest.fixture(params=[32, 1], ids=["budget-32", "budget-1"])
+def least_budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bt` enters emitted code with its usual least budget, and with any."""
+    monkeypatch.setattr("vmm.bt.MIN_BUDGET_INSNS", request.param)
