@@ -478,7 +478,7 @@ ROWS = (
     *(Row(name, build_unary(name)) for name in ("inc", "dec", "neg", "not", "bswap")),
     *(Row(name, build_shift(name), undefined=OF) for name in ("rol", "ror", "rcl", "rcr")),
     *(Row(name, build_shift(name.replace("sal", "shl")), undefined=AF | OF | CF) for name in ("shl", "sal", "shr")),
-    Row("sar", build_shift("sar"), undefined=AF),
+    Row("sar", build_shift("sar"), undefined=AF | OF),
     *(Row(name, build_double_shift(name), undefined=_STATUS) for name in ("shld", "shrd")),
     Row("mul", build_mul, undefined=SF | ZF | AF | PF),
     Row("imul", build_imul, undefined=SF | ZF | AF | PF),

@@ -118,6 +118,13 @@ class UnicornCpu:
             engine.context_restore(self._pristine)
         return outcome
 
+    def reset(self) -> None:
+        """Back to the segments of the beginning, which an instruction may have loaded; no code is left to jump to."""
+        self._engine.context_restore(self._pristine)
+        self._slots.clear()
+        self._engine.mem_write(CODE, b"\x90" * _CODE_BYTES)
+        self._engine.ctl_remove_cache(CODE, CODE + _CODE_BYTES)
+
     def read(self, address: int, length_bytes: int) -> bytes:
         """Memory as the last run left it."""
         return bytes(self._engine.mem_read(address, length_bytes))
