@@ -132,6 +132,12 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--rtc", metavar="YYYY-MM-DD[THH:MM:SS]", help="what the clock chip says at power-on (default: always the same)"
     )
+    add(
+        "--record",
+        metavar="FILE",
+        help="write all outside input (serial, keys, debugger's writes) there, with its time",
+    )
+    add("--replay", metavar="FILE", help="let the input come in again that --record wrote, at the same instructions")
     add("--json-stats", metavar="FILE", help="write what the engine counted there at the end")
     add("-v", "--verbose", action="store_true", help="say on standard error who connects and what goes wrong")
 

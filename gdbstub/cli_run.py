@@ -18,6 +18,7 @@ from time import monotonic
 
 import trio
 
+from gdbstub import cli_inputs
 from gdbstub.cli_options import DEFAULT_ADDRESS, USAGE_STATUS, Address, Sink
 from gdbstub.cli_serial import Lines, SinkError
 from gdbstub.debuggee import End, EndKind
@@ -131,6 +132,14 @@ def _choose_alu(model: str) -> Alu:
         raise UsageError(f"--undefined-flags {model}: there is no such model; there are: {names}") from None
 
 
+def _recorder(path: str | None, stack: ExitStack) -> cli_inputs.Recorder | None:
+    if path is None:
+        return None
+    recorder = cli_inputs.Recorder(path)
+    stack.callback(recorder.close)
+    return recorder
+
+
 def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) -> GuestTarget:
     """Build the machine that the options describe, stopped before its first instruction.
 
@@ -163,7 +172,15 @@ def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) ->
     )
     try:
         machine = Machine(
-            MachineOptions(image=image, loading=loading, board=board, ns_per_insn=options.ns_per_insn, symbols=symbols),
+            MachineOptions(
+                image=image,
+                loading=loading,
+                board=board,
+                ns_per_insn=options.ns_per_insn,
+                symbols=symbols,
+                replay=cli_inputs.read(options.replay) if options.replay else (),
+                record=_recorder(options.record, stack),
+            ),
             ENGINES,
             options.vmm,
             _choose_alu(options.undefined_flags),

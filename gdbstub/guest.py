@@ -120,6 +120,7 @@ class GuestTarget:
     def write_register(self, thread_id: int, number: int, value: int) -> None:  # noqa: ARG002
         """See `Target`."""
         guest_registers.write(self.machine.cpu, number, value)
+        self.machine.note_register_write()
 
     # Memory.
 
@@ -134,9 +135,11 @@ class GuestTarget:
         """See `Target`."""
         machine = self.machine
         if self.physical:
-            guest_memory.write_physical(machine.memory, address, data)
+            pieces = guest_memory.write_physical(machine.memory, address, data)
         else:
-            guest_memory.write_linear(machine.memory, machine.cpu.state, address, data)
+            pieces = guest_memory.write_linear(machine.memory, machine.cpu.state, address, data)
+        for physical, piece in pieces:
+            machine.note_memory_write(physical, piece)
 
     def memory_map(self) -> Sequence[MemoryRegion]:
         """All of linear memory, since paging may map any of it; breakpoints need no ROM told apart."""

@@ -13,6 +13,8 @@ from machine.memory import PAGE_BYTES, PAGE_SHIFT, READ_ONLY, PhysicalMemory
 from machine.paging import PAE_ADDRESS, PHYSICAL_BITS, RW, US, G, P, entries, probe
 from machine.state import CR0_PG, CR4_PAE, CR4_PGE, CpuState
 
+Piece = tuple[int, bytes]  # physical address and bytes, inside one page
+
 LINEAR_END = 1 << 32
 PHYSICAL_END = 1 << PHYSICAL_BITS
 _PAE_SPAN_BYTES = {"PDPTE": 1 << 30, "PDE": 2 << 20, "PTE": PAGE_BYTES}
@@ -57,15 +59,15 @@ def read_physical(memory: PhysicalMemory, physical: int, length: int) -> bytes:
     return memory.read(physical, max(0, min(length, PHYSICAL_END - physical)))
 
 
-def write_linear(memory: PhysicalMemory, state: CpuState, linear: int, data: bytes) -> None:
-    """Write through the page tables, whatever rights they give.
+def write_linear(memory: PhysicalMemory, state: CpuState, linear: int, data: bytes) -> list[Piece]:
+    """Write through the page tables, whatever rights they give; returns what was written where.
 
     Raises:
         TargetError: a page is not mapped, or is ROM or nothing; no byte was written.
     """
     if linear + len(data) > LINEAR_END:
         raise TargetError(f"{len(data)} bytes at {linear:#x} go past the end of linear memory.")
-    pieces: list[tuple[int, bytes]] = []
+    pieces: list[Piece] = []
     done = 0
     while done < len(data):
         count = min(len(data) - done, PAGE_BYTES - (linear + done & PAGE_BYTES - 1))
@@ -75,24 +77,26 @@ def write_linear(memory: PhysicalMemory, state: CpuState, linear: int, data: byt
         pieces.append((physical, data[done : done + count]))
         done += count
     _write(memory, pieces)
+    return pieces
 
 
-def write_physical(memory: PhysicalMemory, physical: int, data: bytes) -> None:
-    """Write at physical addresses.
+def write_physical(memory: PhysicalMemory, physical: int, data: bytes) -> list[Piece]:
+    """Write at physical addresses; returns what was written where.
 
     Raises:
         TargetError: it is ROM or nothing is there; no byte was written.
     """
-    pieces: list[tuple[int, bytes]] = []
+    pieces: list[Piece] = []
     done = 0
     while done < len(data):
         count = min(len(data) - done, PAGE_BYTES - (physical + done & PAGE_BYTES - 1))
         pieces.append((physical + done, data[done : done + count]))
         done += count
     _write(memory, pieces)
+    return pieces
 
 
-def _write(memory: PhysicalMemory, pieces: list[tuple[int, bytes]]) -> None:
+def _write(memory: PhysicalMemory, pieces: list[Piece]) -> None:
     for physical, _ in pieces:
         at = memory.ram_address(physical)
         if at >= 0 and memory.page_flags[at >> PAGE_SHIFT] & READ_ONLY:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from machine.devices.board import Board, BoardOptions
 from machine.devices.uart import Output
 from machine.disk import Disk, Media
 from machine.engine import Engine
+from machine.inputs import Input, InputKind
 from machine.lines import CpuLines
 from machine.loaders.detection import load
 from machine.loaders.image import LoadedImage, LoadOptions, c_string
@@ -41,6 +43,8 @@ class MachineOptions:
         board: where serial bytes go and the like; drives and command line are filled in from the image.
         ns_per_insn: virtual nanoseconds that an instruction takes.
         symbols: file with symbols for a debugger; None: the image itself, if it is an ELF file.
+        replay: inputs of an earlier run, which come in again when they came then.
+        record: told of each input; None first, at every power-on.
     """
 
     image: str | PathLike[str] | bytes
@@ -48,6 +52,8 @@ class MachineOptions:
     board: BoardOptions = field(default_factory=BoardOptions)
     ns_per_insn: int = 1
     symbols: Path | None = None
+    replay: tuple[Input, ...] = ()
+    record: Callable[[Input | None], None] | None = None
 
 
 class Machine:
@@ -109,6 +115,9 @@ class Machine:
         self.firmware = Firmware(caller, self.memory, self.board.ports, _drives(image.disk))
         self.resets = 0
         self._boot()
+        self._record(None)
+        for entry in options.replay:
+            self.clock.schedule(entry.at_ns, partial(self._apply, entry))
         self.engine = factory(self)
         self.engine.enter()
 
@@ -191,7 +200,7 @@ class Machine:
 
     def feed_serial(self, index: int, data: bytes) -> None:
         """Send bytes to COM1 (index 0) or COM2 (1), as a terminal there would."""
-        (self.board.com1, self.board.com2)[index].receive(data)
+        self._enter(InputKind.SERIAL, data, index)
 
     def serial_queued_bytes(self, index: int) -> int:
         """How many of those bytes the guest has not read yet."""
@@ -203,11 +212,56 @@ class Machine:
 
     def type_text(self, text: str) -> None:
         """Type on the keyboard; ValueError for a character that has no key."""
-        self.board.keyboard.type_text(text)
+        self._enter(InputKind.TEXT, text.encode())
 
     def press_keys(self, codes: bytes) -> None:
         """Inject scan codes of set 2, with F0h before those of a released key."""
-        self.board.keyboard.press(codes)
+        self._enter(InputKind.KEYS, codes)
+
+    def raise_nmi(self) -> None:
+        """Pull NMI, unless port 70h masks it."""
+        self._enter(InputKind.NMI)
+
+    def press_reset(self) -> None:
+        """Push the reset button: see `reset`."""
+        self._record(Input(self.clock.now_ns, InputKind.RESET))
+        self.reset()
+
+    def note_memory_write(self, physical: int, data: bytes) -> None:
+        """A debugger has written memory."""
+        self._record(Input(self.clock.now_ns, InputKind.MEMORY, data, physical))
+
+    def note_register_write(self) -> None:
+        """A debugger has written registers."""
+        self._record(Input(self.clock.now_ns, InputKind.REGISTERS, self.cpu.state.pack()))
+
+    def _enter(self, kind: InputKind, data: bytes = b"", index: int = 0) -> None:
+        entry = Input(self.clock.now_ns, kind, data, index)
+        self._apply(entry)
+        self._record(entry)
+
+    def _record(self, entry: Input | None) -> None:
+        if self.options.record is not None:
+            self.options.record(entry)
+
+    def _apply(self, entry: Input) -> None:
+        board, data = self.board, entry.data
+        if entry.kind is InputKind.SERIAL:
+            (board.com1, board.com2)[entry.index & 1].receive(data)
+        elif entry.kind is InputKind.KEYS:
+            board.keyboard.press(data)
+        elif entry.kind is InputKind.TEXT:
+            board.keyboard.type_text(data.decode())
+        elif entry.kind is InputKind.NMI:
+            board.raise_nmi()
+        elif entry.kind is InputKind.RESET:
+            self.lines.request_reset()
+        elif entry.kind is InputKind.MEMORY:
+            self.memory.write(entry.index, data)
+        else:
+            self.cpu.state.unpack(data)
+            self.cpu.set_cpl(self.cpu.state.cpl)
+            self.cpu.mmu.flush()
 
     @property
     def symbol_file(self) -> Path | None:

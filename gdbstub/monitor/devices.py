@@ -117,7 +117,7 @@ def send_serial(guest: GuestTarget, words: list[str]) -> Iterator[str]:
 
 def raise_nmi(guest: GuestTarget, _words: list[str]) -> Iterator[str]:
     """`nmi`."""
-    guest.machine.board.raise_nmi()
+    guest.machine.raise_nmi()
     pending = guest.machine.lines.nmi_pending
     yield (
         "The NMI will be taken at the next instruction boundary that allows one.\n"

@@ -98,7 +98,7 @@ def select_engine(guest: GuestTarget, words: list[str]) -> Iterator[str]:
 
 def reset(guest: GuestTarget, _words: list[str]) -> Iterator[str]:
     """`reset`."""
-    guest.machine.reset()
+    guest.machine.press_reset()
     guest.forget_past()
     yield (
         "The machine was reset and stands before its first instruction.\n"
