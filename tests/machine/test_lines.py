@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from machine.lines import CpuLines, ExitKind, ExitRequest
@@ -35,6 +37,23 @@ def test_attention_goes_with_the_last_of_them() -> None:
     assert lines.take_exit() == ExitRequest(ExitKind.POWER_OFF, 0)
     assert not asks(lines)
     assert lines.take_exit() is None
+
+
+def test_each_goes_alone() -> None:
+    lines = CpuLines()
+    seen = []
+    wires: tuple[tuple[Callable[[], object], Callable[[], object]], ...] = (
+        (lines.raise_nmi, lines.take_nmi),
+        (lines.request_reset, lines.take_reset),
+        (lambda: lines.set_intr(True), lambda: lines.set_intr(False)),
+        (lambda: lines.request_exit(ExitRequest(ExitKind.POWER_OFF, 0)), lines.take_exit),
+    )
+    for raise_it, take_it in wires:
+        raise_it()
+        seen.append(asks(lines))
+        take_it()
+        seen.append(asks(lines))
+    assert seen == [True, False] * 4
 
 
 @pytest.mark.parametrize("name", ["set_intr", "raise_nmi", "request_reset", "request_exit"])

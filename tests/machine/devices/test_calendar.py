@@ -88,5 +88,33 @@ def test_the_next_alarm_is_the_first_second_that_matches(after: int, hour: int, 
         assert not matches(candidate, hours, minutes, seconds)
 
 
+HOURS, MINUTES, SECONDS = list(range(24)), list(range(60)), list(range(60))
+
+
+@pytest.mark.parametrize(
+    ("after", "hours", "minutes", "seconds", "found"),
+    [
+        (0, HOURS, MINUTES, SECONDS, 1),
+        (58, HOURS, MINUTES, [59], 59),
+        (59, HOURS, MINUTES, [59], 119),
+        (119, HOURS, [2], [0], 120),
+        (120, HOURS, [2], [0], 3720),
+        (3599, [1], MINUTES, SECONDS, 3600),
+        (3600, [1], [0], [0], 3600 + 86_400),
+        (7199, [1], MINUTES, SECONDS, 3600 + 86_400),
+        (86_399, [0], [0], [0], 86_400),
+        (2 * 86_400 - 1, [23], [59], [59], 3 * 86_400 - 1),
+    ],
+)
+def test_the_next_alarm_at_the_edges(
+    after: int, hours: list[int], minutes: list[int], seconds: list[int], found: int
+) -> None:
+    assert next_match(after, hours, minutes, seconds) == found
+
+
+def test_hours_that_no_day_has_never_match() -> None:
+    assert Format(binary=True, hours24=True).alarm_hours(24) == []
+
+
 def test_no_alarm_without_candidates() -> None:
     assert next_match(0, [], [1], [1]) is None

@@ -59,6 +59,14 @@ def test_the_directory_leads_to_the_files() -> None:
     assert regions == [(region.base, region.length_bytes, region.kind) for region in memory_map(RAM)]
 
 
+def test_reset_selects_the_signature() -> None:
+    device = FwCfg(pc_items(RAM, memory_map(RAM)))
+    device.store_port(0x510, 2, 3)
+    device.load_port(0x511, 1)
+    device.reset()
+    assert bytes(device.load_port(0x511, 1) for _ in range(4)) == b"QEMU"
+
+
 def test_selecting_starts_anew_and_only_words_select() -> None:
     ports = port_bus()
     assert item(ports, 0, 2) == b"QE"

@@ -49,6 +49,8 @@ def test_without_the_enable_bit_nothing_answers() -> None:
     bus = Bus()
     bus.ports.store(0xCF8, 4, 0)
     assert bus.ports.load(0xCFC, 4) == ONES
+    bus.ports.store(0xCF8, 4, 0x0000_0001)
+    assert bus.ports.load(0xCFC, 4) == ONES
 
 
 def test_the_address_register_keeps_its_bits_and_takes_dwords_only() -> None:
@@ -70,5 +72,7 @@ def test_what_can_be_written_reads_back_and_identities_stay() -> None:
     bus.ports.store(0xCFD, 1, 0xFB)
     assert bus.ports.load(0xCFC, 4) == 0x8080_8B80
     bus.pci.reset()
-    bus.select(1, 0x60)
-    assert bus.ports.load(0xCFC, 4) == 0x8080_8080
+    assert bus.ports.load(0xCF8, 4) == 0
+    for device, offset, expected in ((1, 0x60, 0x8080_8080), (0, 0x58, 0)):
+        bus.select(device, offset)
+        assert bus.ports.load(0xCFC, 4) == expected

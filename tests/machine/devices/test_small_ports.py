@@ -32,13 +32,16 @@ def test_port_92() -> None:
     assert port.load_port(0x92, 1) == 0x02
     port.store_port(0x92, 1, 0x00)
     assert (gate.enabled, port.load_port(0x92, 1)) == (False, 0x00)
+    port.store_port(0x92, 1, 0x02)
+    port.store_port(0x92, 1, 0x00)
+    assert not lines.attention
     gate.set_enabled(True)
     assert port.load_port(0x92, 1) == 0x02, "whoever wrote it"
     port.store_port(0x92, 1, 0x03)
     assert lines.reset_requested
     lines.take_reset()
     port.store_port(0x92, 1, 0x03)
-    assert not lines.attention, "bit 0 did not rise again"
+    assert lines.snapshot()["reset_requested"] is False, "bit 0 did not rise again"
 
 
 @pytest.mark.parametrize(
@@ -63,16 +66,19 @@ def test_port_61() -> None:
     port = PortB(pit)
     assert port.load_port(0x61, 1) == 0
     port.store_port(0x61, 1, 0xFF)
-    assert port.load_port(0x61, 1) == 0x0F, "the upper half cannot be written"
+    assert (port.load_port(0x61, 1), pit.channel2.gate) == (0x0F, True), "the upper half cannot be written"
+    port.store_port(0x61, 1, 0x02)
+    assert (port.load_port(0x61, 1), pit.channel2.gate) == (0x02, False)
+    port.store_port(0x61, 1, 0x0F)
     pit.store_port(0x43, 1, 0xB0)
     pit.store_port(0x42, 1, 20)
     pit.store_port(0x42, 1, 0)
     seen = []
     for _ in range(4):
         advance(clock, 10_000)
-        seen.append(port.load_port(0x61, 1) & 0x30)
+        seen.append(port.load_port(0x61, 1))
     # OUT rises after 21 ticks (17.6 us), the refresh bit toggles every 18 (15.1 us).
-    assert seen == [0x00, 0x30, 0x30, 0x20]
+    assert seen == [0x0F, 0x3F, 0x3F, 0x2F]
     port.reset()
     assert (port.load_port(0x61, 1) & 0x0F, pit.channel2.gate) == (0, False)
 
@@ -124,7 +130,9 @@ def test_dma_masks() -> None:
         dma.store_port(port, 1, value)
         seen.append(dma.load_port(0x0F, 1))
     assert seen == [0x0F, 0x0B, 0x0A, 0x0E, 0x00, 0x05, 0x0F]
-    assert [dma.load_port(port, 1) for port in (0x08, 0x0D, 0xD0)] == [0, 0, 0]
+    for register in range(8, 16):
+        dma.store_port(register, 1, 0x05)
+    assert [dma.load_port(port, 1) for port in range(8, 16)] == [0, 0, 0, 0, 0, 0, 0, 0x05]
 
 
 def test_dma_master_clear_resets_the_flip_flop() -> None:
@@ -132,7 +140,9 @@ def test_dma_master_clear_resets_the_flip_flop() -> None:
     dma.store_port(0x01, 1, 0x11)
     dma.store_port(0x0D, 1, 0)
     dma.store_port(0x01, 1, 0x22)
+    dma.store_port(0xDC, 1, 0)
+    assert dma.load_port(0xDE, 1) == 0
     dma.reset()
-    assert dma.load_port(0x01, 1) == 0x22
+    assert (dma.load_port(0x01, 1), dma.load_port(0xDE, 1)) == (0x22, 0x0F)
     dma.power_on()
     assert dma.load_port(0x01, 1) == 0
