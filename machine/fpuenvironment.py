@@ -69,21 +69,12 @@ def load_environment(fpu: FpuState, data: bytes, bits: int, *, protected: bool) 
         high = 0xF if bits == 16 else 0xFFFF
         fip, fdp = fip & 0xFFFF | (fcs >> 12 & high) << 16, fdp & 0xFFFF | (fds >> 12 & high) << 16
         fcs = fds = 0
-    turn(fpu, fsw >> FSW_TOP_SHIFT & 7)
+    fpu.turn(fsw >> FSW_TOP_SHIFT & 7)
     words[FIP // 4], words[FDP // 4] = fip, fdp
     words[FCS // 4], words[FDS // 4], words[FOP // 4] = fcs & 0xFFFF, fds & 0xFFFF, fop
     fpu.tags = tags
     fpu.fsw = fsw
     fpu.fcw = fcw
-
-
-def turn(fpu: FpuState, top: int) -> None:
-    """Make another physical register the top of the stack: the image holds them in the order of the stack."""
-    distance = top - fpu.top & 7
-    if distance:
-        values = [fpu.st(number) for number in range(8)]
-        for number in range(8):
-            fpu.set_st(number, values[number + distance & 7])
 
 
 def registers(fpu: FpuState) -> bytes:

@@ -88,11 +88,20 @@ class FpuState:
 
     def initialize(self) -> None:
         """FNINIT: the x87 registers keep their contents and are empty; MMX shares them, SSE is not touched."""
+        self.turn(0)
         self.halves[FCW // 2] = FCW_INIT
         self.halves[FSW // 2] = 0
         self.bytes8[FTW] = 0
         self.words[FIP // 4] = self.words[FCS // 4] = self.words[FDP // 4] = self.words[FDS // 4] = 0
         self.words[FOP // 4] = 0
+
+    def turn(self, top: int) -> None:
+        """Make another physical register the top of the stack: the page holds them in the order of the stack."""
+        distance = top - self.top & 7
+        if distance:
+            values = bytes(self.bytes8[ST:XMM])
+            self.bytes8[ST:XMM] = values[16 * distance :] + values[: 16 * distance]
+            self.halves[FSW // 2] = self.halves[FSW // 2] & ~FSW_TOP | top << FSW_TOP_SHIFT
 
     # The parts.
 

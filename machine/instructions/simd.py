@@ -321,7 +321,7 @@ def build_maskmov(cpu: Cpu, instruction: Instruction) -> Operation:
     """MASKMOVQ, MASKMOVDQU: the bytes of operand 1 whose sign is set in operand 2, to DS:EDI.
 
     With no byte chosen memory is not touched. MASKMOVQ makes the x87 registers MMX registers, as every MMX instruction
-    does: the port computes a move of a register to itself for that.
+    does: the port computes a read of one for that.
     """
     state, mmu = cpu.state, cpu.mmu
     fpu, gpr = state.fpu, state.gpr
@@ -330,7 +330,7 @@ def build_maskmov(cpu: Cpu, instruction: Instruction) -> Operation:
     size = 8 if is_mmx else 16
     data, mask = (RegisterExt.number(register) for register in (instruction.op1_register, instruction.op2_register))
     segment, low = string_source(cpu, instruction), address_mask(instruction)
-    become_mmx = cpu.fpu.computation(_move_to_itself()) if is_mmx else None
+    become_mmx = cpu.fpu.computation(_read_mmx()) if is_mmx else None
 
     def value(number: int) -> bytes:
         return fpu.mmx(number).to_bytes(8, "little") if is_mmx else fpu.xmm(number).to_bytes(16, "little")
@@ -356,8 +356,8 @@ def build_maskmov(cpu: Cpu, instruction: Instruction) -> Operation:
     return execute
 
 
-def _move_to_itself() -> Instruction:
-    return Instruction.create_reg_reg(Code.MOVQ_MM_MMM64, Register.MM0, Register.MM0)
+def _read_mmx() -> Instruction:
+    return Instruction.create_reg_reg(Code.MOVD_RM32_MM, Register.EAX, Register.MM0)
 
 
 def build_clflush(cpu: Cpu, instruction: Instruction) -> Operation:

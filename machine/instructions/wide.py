@@ -51,21 +51,35 @@ def linear_address(
 
 
 def load_bytes(cpu: Cpu, linear: int, size: int, chunk: int = 8) -> bytes:
-    """`size` bytes from a linear address, checked and observed as accesses of `chunk` bytes."""
-    load, user = cpu.mmu.load_linear, cpu.mmu.user
+    """`size` bytes from a linear address; where they are not plain RAM, by accesses of `chunk` bytes."""
+    mmu = cpu.mmu
     data = bytearray()
     while len(data) < size:
-        count = min(chunk, size - len(data))
-        data += load((linear + len(data)) & MASK32, count, user).to_bytes(count, "little")
+        here = (linear + len(data)) & MASK32
+        delta = mmu.reads.get(here >> 12)
+        if delta is not None:
+            count = min(0x1000 - (here & 0xFFF), size - len(data))
+            data += mmu.ram8[here + delta : here + delta + count]
+        else:
+            count = min(chunk, size - len(data))
+            data += mmu.load_linear(here, count, mmu.user).to_bytes(count, "little")
     return bytes(data)
 
 
 def store_bytes(cpu: Cpu, linear: int, data: bytes | memoryview, chunk: int = 8) -> None:
     """The inverse; the caller has checked that all of it can be written."""
-    store, user = cpu.mmu.store_linear, cpu.mmu.user
-    for first in range(0, len(data), chunk):
-        part = data[first : first + chunk]
-        store((linear + first) & MASK32, len(part), int.from_bytes(part, "little"), user)
+    mmu = cpu.mmu
+    done = 0
+    while done < len(data):
+        here = (linear + done) & MASK32
+        delta = mmu.writes.get(here >> 12)
+        if delta is not None:
+            count = min(0x1000 - (here & 0xFFF), len(data) - done)
+            mmu.ram8[here + delta : here + delta + count] = data[done : done + count]
+        else:
+            count = min(chunk, len(data) - done)
+            mmu.store_linear(here, count, int.from_bytes(data[done : done + count], "little"), mmu.user)
+        done += count
 
 
 def fetch(cpu: Cpu, segment: Segment, offset: Read, size: int, *, aligned: bool = False) -> Read:
