@@ -14,7 +14,7 @@ from iced_x86 import Instruction, Mnemonic
 
 from machine.control import check_io
 from machine.cpu import Cpu
-from machine.flags import DF, ZF
+from machine.flags import DF, PF, STATUS_MASK, ZF
 from machine.instructions.operands import MASKS, address_mask, load_of, store_of, string_destination, string_source
 from machine.instructions.table import Effect, Operation, Row
 from machine.state import EAX, ECX, EDI, EDX, ESI, MASK32, Segment
@@ -199,6 +199,30 @@ def _bulk_stos(context: _Context) -> Bulk:
     return bulk
 
 
+def _bulk_cmps(context: _Context) -> Bulk:
+    """The elements in front that are equal, for REPE: each of them leaves the same flags."""
+    gpr, state, ram, size = context.gpr, context.state, context.cpu.mmu.ram8, context.size
+
+    def bulk(count: int) -> int:
+        if state.eflags & DF:
+            return 0
+        first, count = _span(context, ESI, context.source, count, write=False)
+        second, count = _span(context, EDI, context.destination, count, write=False)
+        length = count * size
+        if ram[first : first + length] != ram[second : second + length]:
+            ours = int.from_bytes(ram[first : first + length], "little")
+            difference = ours ^ int.from_bytes(ram[second : second + length], "little")
+            count = ((difference & -difference).bit_length() - 1) // (8 * size)
+            length = count * size
+        if count:
+            for register in (ESI, EDI):
+                gpr[register] = gpr[register] & context.keep | (gpr[register] + length) & context.mask
+            state.eflags = state.eflags & ~STATUS_MASK | ZF | PF
+        return count
+
+    return bulk
+
+
 def _repeat(context: _Context, instruction: Instruction, iterate: Iteration, bulk: Bulk | None) -> Operation:
     """REP: CX or ECX iterations by the address size; CMPS and SCAS end early when ZF differs from the prefix."""
     gpr, state, mask, keep, cpu = context.gpr, context.state, context.mask, context.keep, context.cpu
@@ -238,7 +262,7 @@ _KINDS: dict[str, tuple[Callable[[_Context], Iteration], Callable[[_Context], Bu
     "movs": (_movs, _bulk_movs),
     "stos": (_stos, _bulk_stos),
     "lods": (_lods, None),
-    "cmps": (_cmps, None),
+    "cmps": (_cmps, _bulk_cmps),
     "scas": (_scas, None),
     "ins": (_ins, None),
     "outs": (_outs, None),
@@ -253,7 +277,8 @@ def build_string(kind: str) -> Callable[[Cpu, Instruction], Operation]:
         context = _Context(cpu, instruction)
         iterate = make(context)
         if instruction.has_rep_prefix or instruction.has_repne_prefix:
-            return _repeat(context, instruction, iterate, make_bulk(context) if make_bulk else None)
+            wanted = make_bulk is not None and not (kind == "cmps" and instruction.has_repne_prefix)
+            return _repeat(context, instruction, iterate, make_bulk(context) if make_bulk and wanted else None)
         return iterate
 
     return build
