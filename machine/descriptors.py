@@ -226,7 +226,7 @@ def read_descriptor(cpu: Cpu, selector: int) -> Descriptor | None:
 def check_accessed(cpu: Cpu, descriptor: Descriptor) -> None:
     """Raise the PageFault that `mark_accessed` would raise, while nothing has been changed yet."""
     if not descriptor.attributes & SEG_ACCESSED:
-        cpu.mmu.check_linear(descriptor.linear + 4, 4, write=True, user=False)
+        cpu.mmu.check_linear(descriptor.linear + 5, 1, write=True, user=False)
 
 
 def mark_accessed(cpu: Cpu, descriptor: Descriptor) -> None:
@@ -235,19 +235,18 @@ def mark_accessed(cpu: Cpu, descriptor: Descriptor) -> None:
         descriptor.high |= SEG_ACCESSED << 8
         descriptor.attributes |= SEG_ACCESSED
         descriptor.type |= SEG_ACCESSED
-        cpu.mmu.store_system(descriptor.linear + 4, 4, descriptor.high)
+        cpu.mmu.store_system(descriptor.linear + 5, 1, descriptor.high >> 8 & 0xFF)
 
 
 def check_busy(cpu: Cpu, linear: int) -> None:
     """Raise the PageFault that `set_busy` at the descriptor at `linear` would raise."""
-    cpu.mmu.check_linear(linear + 4, 4, write=True, user=False)
+    cpu.mmu.check_linear(linear + 5, 1, write=True, user=False)
 
 
 def set_busy(cpu: Cpu, linear: int, *, busy: bool) -> None:
     """Set or clear the busy bit of the TSS descriptor at `linear`."""
-    high = cpu.mmu.load_system(linear + 4, 4)
-    high = high | BUSY << 8 if busy else high & ~(BUSY << 8)
-    cpu.mmu.store_system(linear + 4, 4, high)
+    access = cpu.mmu.load_system(linear + 5, 1)
+    cpu.mmu.store_system(linear + 5, 1, access | BUSY if busy else access & ~BUSY)
 
 
 @dataclass(frozen=True, slots=True)

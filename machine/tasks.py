@@ -19,7 +19,6 @@ from machine.descriptors import (
     SELECTOR_INDEX,
     Descriptor,
     check_busy,
-    mark_accessed,
     read_descriptor,
     set_busy,
 )
@@ -34,7 +33,7 @@ from machine.faults import (
 from machine.flags import ALWAYS_SET, DEFINED_MASK, IOPL, NT, VIF, VIP, VM
 from machine.frames import check_room, push_frame
 from machine.paging import check_pdptes
-from machine.segmentation import load_null, load_v86
+from machine.segmentation import load_descriptor, load_null, load_v86
 from machine.state import CR0_PG, CR0_TS, CR4_PVI, CR4_VME, CS, DR6_BT, DR7_LOCAL, DS, ES, ESP, FS, GS, MASK32, SS
 
 if TYPE_CHECKING:
@@ -245,41 +244,44 @@ def _load_address_space(cpu: Cpu, cr3: int | None) -> None:
     check_pdptes(cpu.memory, cpu.state.cr4, cr3)
 
 
-def _load_ldt(cpu: Cpu, selector: int, ext: int) -> None:
-    if not selector & SELECTOR_INDEX:
-        return
-    descriptor = None if selector & TI else read_descriptor(cpu, selector)
-    if descriptor is None or descriptor.system_type != LDT or not descriptor.present:
-        raise invalid_tss(selector & SELECTOR_INDEX | ext)
-    cpu.state.ldtr.load(selector, descriptor.base, descriptor.limit, descriptor.attributes)
-
-
 def _load_descriptors(cpu: Cpu, selectors: list[int], ldt: int, ext: int) -> None:
-    """Load the hidden parts of LDTR and the segments; after a fault of one, the others that can be loaded still are.
-
-    For each register the checks come in the order of the SDM's table, which holds for the P6 family.
-    """
+    """Load the hidden parts of LDTR and the segments; after the fault of one, the others that are good still are."""
     state = cpu.state
     if state.eflags & VM:
         for segment, selector in zip(state.segments, selectors, strict=True):
             load_v86(segment, selector)
+        _check_ldt_present(_find_ldt(cpu, ldt, ext), ldt, ext)
         _load_ldt(cpu, ldt, ext)
         return
-    first: GuestFault | None = None
-    for register in (None, CS, SS, ES, DS, FS, GS):
+    fault: GuestFault | None = None
+    try:
+        _qualify(cpu, selectors, ldt, ext)
+    except GuestFault as first:
+        fault = first
+    for register in (CS, SS, ES, DS, FS, GS):
         try:
-            if register is None:
-                _load_ldt(cpu, ldt, ext)
-            elif register == CS:
-                _load_code(cpu, selectors[CS], ext)
-            elif register == SS:
-                _load_stack(cpu, selectors[SS], ext)
-            else:
-                _load_data(cpu, register, selectors[register], ext)
-        except GuestFault as fault:
-            first = first or fault
-    if first is not None:
-        raise first
+            _load_segment(cpu, register, selectors[register], ext)
+        except GuestFault as other:
+            fault = fault or other
+    if fault is not None:
+        raise fault
+
+
+def _qualify(cpu: Cpu, selectors: list[int], ldt: int, ext: int) -> None:
+    """Raise the first fault in the order of the SDM's table, which holds for the P6 family."""
+    ldt_descriptor = _find_ldt(cpu, ldt, ext)
+    if ldt_descriptor is not None and ldt_descriptor.present:
+        _load_ldt(cpu, ldt, ext)  # the other selectors may need it
+    code = read_descriptor(cpu, selectors[CS]) if selectors[CS] & SELECTOR_INDEX else None
+    if code is not None and code.is_code:
+        _check_code_privilege(code, selectors[CS], ext)
+    _check_stack(cpu, selectors[SS], ext, with_rpl=False)
+    _check_ldt_present(ldt_descriptor, ldt, ext)
+    _check_code(cpu, selectors[CS], ext)
+    _check_stack(cpu, selectors[SS], ext)
+    for register in (ES, DS, FS, GS):
+        if selectors[register] & SELECTOR_INDEX:
+            _check_data(cpu, selectors[register], ext)
 
 
 def _find(cpu: Cpu, selector: int, ext: int) -> Descriptor:
@@ -289,24 +291,39 @@ def _find(cpu: Cpu, selector: int, ext: int) -> Descriptor:
     return descriptor
 
 
-def _load(cpu: Cpu, register: int, selector: int, descriptor: Descriptor) -> None:
-    mark_accessed(cpu, descriptor)
-    segment = cpu.state.segments[register]
-    segment.load(selector, descriptor.base, descriptor.limit, descriptor.attributes)
+def _find_ldt(cpu: Cpu, selector: int, ext: int) -> Descriptor | None:
+    """The LDT's descriptor, present or not; None for a null selector."""
+    if not selector & SELECTOR_INDEX:
+        return None
+    descriptor = None if selector & TI else read_descriptor(cpu, selector)
+    if descriptor is None or descriptor.system_type != LDT:
+        raise invalid_tss(selector & SELECTOR_INDEX | ext)
+    return descriptor
 
 
-def _load_code(cpu: Cpu, selector: int, ext: int) -> None:
+def _check_ldt_present(descriptor: Descriptor | None, selector: int, ext: int) -> None:
+    if descriptor is not None and not descriptor.present:
+        raise invalid_tss(selector & SELECTOR_INDEX | ext)
+
+
+def _check_code_privilege(descriptor: Descriptor, selector: int, ext: int) -> None:
+    rpl = selector & RPL
+    if descriptor.dpl > rpl if descriptor.is_conforming else descriptor.dpl != rpl:
+        raise invalid_tss(selector & SELECTOR_INDEX | ext)
+
+
+def _check_code(cpu: Cpu, selector: int, ext: int) -> Descriptor:
     code = selector & SELECTOR_INDEX | ext
     descriptor = _find(cpu, selector, ext)
-    rpl = selector & RPL
-    if not descriptor.is_code or (descriptor.dpl > rpl if descriptor.is_conforming else descriptor.dpl != rpl):
+    if not descriptor.is_code:
         raise invalid_tss(code)
+    _check_code_privilege(descriptor, selector, ext)
     if not descriptor.present:
         raise not_present(code)
-    _load(cpu, CS, selector, descriptor)
+    return descriptor
 
 
-def _load_stack(cpu: Cpu, selector: int, ext: int) -> None:
+def _check_stack(cpu: Cpu, selector: int, ext: int, *, with_rpl: bool = True) -> Descriptor:
     code = selector & SELECTOR_INDEX | ext
     descriptor = _find(cpu, selector, ext)
     cpl = cpu.state.cpl
@@ -314,14 +331,12 @@ def _load_stack(cpu: Cpu, selector: int, ext: int) -> None:
         raise invalid_tss(code)
     if not descriptor.present:
         raise stack_fault(code)
-    if descriptor.dpl != cpl or selector & RPL != cpl:
+    if descriptor.dpl != cpl or (with_rpl and selector & RPL != cpl):
         raise invalid_tss(code)
-    _load(cpu, SS, selector, descriptor)
+    return descriptor
 
 
-def _load_data(cpu: Cpu, register: int, selector: int, ext: int) -> None:
-    if not selector & SELECTOR_INDEX:
-        return
+def _check_data(cpu: Cpu, selector: int, ext: int) -> Descriptor:
     code = selector & SELECTOR_INDEX | ext
     descriptor = _find(cpu, selector, ext)
     if not descriptor.is_readable:
@@ -330,7 +345,25 @@ def _load_data(cpu: Cpu, register: int, selector: int, ext: int) -> None:
         raise not_present(code)
     if not descriptor.is_conforming and descriptor.dpl < max(cpu.state.cpl, selector & RPL):
         raise invalid_tss(code)
-    _load(cpu, register, selector, descriptor)
+    return descriptor
+
+
+def _load_segment(cpu: Cpu, register: int, selector: int, ext: int) -> None:
+    if register == CS:
+        descriptor = _check_code(cpu, selector, ext)
+    elif register == SS:
+        descriptor = _check_stack(cpu, selector, ext)
+    elif selector & SELECTOR_INDEX:
+        descriptor = _check_data(cpu, selector, ext)
+    else:
+        return
+    load_descriptor(cpu, cpu.state.segments[register], selector, descriptor)
+
+
+def _load_ldt(cpu: Cpu, selector: int, ext: int) -> None:
+    descriptor = _find_ldt(cpu, selector, ext)
+    if descriptor is not None and descriptor.present:
+        cpu.state.ldtr.load(selector, descriptor.base, descriptor.limit, descriptor.attributes)
 
 
 def _push_error_code(cpu: Cpu, error_code: int, size_bytes: int, ext: int) -> None:
