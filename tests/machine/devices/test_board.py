@@ -218,6 +218,15 @@ def test_every_port_answers_its_device() -> None:
         }  # fmt: skip
         assert {port: board.ports.load(port, 1) for port in answers} == answers
         assert [board.ports.load(port, 2) for port in (0x604, 0xB004)] == [0, 0]
+        for first in (0x2F8, 0x3F8):
+            board.ports.store(first + 7, 1, 0x5A)
+            assert board.ports.load(first + 7, 1) == 0x5A
+        board.ports.store(0xCF8, 4, 0x8000_0000)
+        assert [board.ports.load(0xCFC, size) for size in (1, 2, 4)] == [0x86, 0x8086, 0x1237_8086]
+        board.ports.store(0x1F7, 1, 0xEC)
+        advance(board.clock, 10_000)
+        assert board.ports.load(0x1F0, 4) >> 16 == 2, "words 0 and 1 of IDENTIFY: kind and cylinders"
+        assert board.ports.load(0x1F0, 2) == 0
 
 
 def test_options_move_and_remove_ports() -> None:
