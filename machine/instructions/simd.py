@@ -20,6 +20,7 @@ from machine.faults import GuestFault, Vector, device_not_available, general_pro
 from machine.flags import STATUS_MASK
 from machine.fpu import Computation, compute_ignoring, tell_error
 from machine.fpustate import (
+    ENGINE,
     FLAGS,
     FSW,
     FSW_SUMMARY,
@@ -34,7 +35,6 @@ from machine.fpustate import (
     REGISTERS_BYTES,
     ST,
     XMM,
-    FpuState,
 )
 from machine.instructions import wide
 from machine.instructions.moves import build_mov, build_nop
@@ -48,12 +48,12 @@ from machine.instructions.operands import (
     string_source,
 )
 from machine.instructions.table import CODE_NAMES, Operation, Row
+from machine.instructions.underflow import OVERFLOW, PRECISION, UNDERFLOW, Underflow, can_underflow
 from machine.state import CR0_EM, CR0_TS, CR4_OSFXSR, CR4_OSXMMEXCPT, EDI, MASK32
 
 _OFF: Final = CR0_EM | CR0_TS
 _FSW, _MXCSR, _GPR, _FLAGS = FSW // 2, MXCSR // 4, GPR // 4, FLAGS // 4
 _BEFORE: Final = 0x07  # invalid, denormal, divide by zero: found before the computation
-_UNDERFLOW: Final = 0x10
 _FXSAVE_ALIGNMENT: Final = 4
 
 _PACKED = (
@@ -85,16 +85,6 @@ COMPUTED = frozenset((*_PACKED, *_SINGLE_AND_DOUBLE, *_CONVERSIONS, *_MOVES, "em
 
 UNALIGNED = frozenset({"movups", "movupd", "movdqu"})
 _SETS_FLAGS = frozenset({"comiss", "ucomiss", "comisd", "ucomisd"})
-
-# Where an exact result may be too small for its format: mnemonic to element bytes and elements.
-_CAN_BE_TINY = {
-    **{name + "ps": (4, 4) for name in ("add", "sub", "mul", "div")},
-    **{name + "ss": (4, 1) for name in ("add", "sub", "mul", "div")},
-    **{name + "pd": (8, 2) for name in ("add", "sub", "mul", "div")},
-    **{name + "sd": (8, 1) for name in ("add", "sub", "mul", "div")},
-    "cvtpd2ps": (4, 2),
-    "cvtsd2ss": (4, 1),
-}
 
 
 def _unavailable(cpu: Cpu, needed_cr4: int) -> GuestFault:
@@ -145,7 +135,7 @@ def build_computed(cpu: Cpu, instruction: Instruction) -> Operation:
     fetch, reserve, put = _memory_operand(cpu, instruction, name)
     target, source = _general_purpose(instruction, 0), _general_purpose(instruction, 1)
     sets_flags = name in _SETS_FLAGS
-    is_tiny = _tininess(fpu, instruction, name)
+    underflow = Underflow(instruction, name) if can_underflow(name) else None
 
     def execute() -> None:
         if state.cr0 & _OFF or ~state.cr4 & needed_cr4:
@@ -155,9 +145,9 @@ def build_computed(cpu: Cpu, instruction: Instruction) -> Operation:
         if source >= 0:
             words[_GPR] = gpr[source]
         if ignoring:
-            compute_ignoring(cpu, lambda: compute_checked(cpu, compute, is_tiny))
+            compute_ignoring(cpu, lambda: compute_checked(cpu, compute, underflow))
         elif uses_xmm and words[_MXCSR] & MXCSR_MASKS != MXCSR_MASKS:
-            compute_checked(cpu, compute, is_tiny)
+            compute_checked(cpu, compute, underflow)
         else:
             compute()
         if put is not None:
@@ -173,7 +163,7 @@ def build_computed(cpu: Cpu, instruction: Instruction) -> Operation:
         if fetch is not None:
             fetch()
         if words[_MXCSR] & MXCSR_MASKS != MXCSR_MASKS:
-            compute_checked(cpu, compute, is_tiny)
+            compute_checked(cpu, compute, underflow)
         else:
             compute()
 
@@ -196,7 +186,7 @@ def _memory_operand(
     return None, None, None
 
 
-def compute_checked(cpu: Cpu, compute: Computation, is_tiny: Callable[[], bool] | None) -> None:
+def compute_checked(cpu: Cpu, compute: Computation, underflow: Underflow | None) -> None:
     """Compute with some SSE exception unmasked: all are masked for the host, and the flags looked at afterwards.
 
     Raises:
@@ -206,43 +196,26 @@ def compute_checked(cpu: Cpu, compute: Computation, is_tiny: Callable[[], bool] 
     words, page = fpu.words, fpu.bytes8
     before = words[_MXCSR]
     unmasked = ~before >> MXCSR_MASKS_SHIFT & MXCSR_FLAGS
-    saved = bytes(page[:REGISTERS_BYTES])
+    saved = bytes(page[:ENGINE])
     working = before & ~MXCSR_FLAGS | MXCSR_MASKS
-    if unmasked & _UNDERFLOW:
+    if unmasked & UNDERFLOW:
         # Flushing to zero acts only while underflow is masked.
         working &= ~MXCSR_FLUSH_TO_ZERO
     words[_MXCSR] = working
     compute()
     flags = words[_MXCSR] & MXCSR_FLAGS
-    if unmasked & _UNDERFLOW and is_tiny is not None and is_tiny():
-        # Masked, underflow is flagged only where the result is inexact too.
-        flags |= _UNDERFLOW
+    if underflow is not None:
+        if unmasked & UNDERFLOW and underflow.is_tiny(page):
+            flags |= UNDERFLOW
+        if flags & unmasked & (OVERFLOW | UNDERFLOW):
+            flags = flags & ~PRECISION | (PRECISION if underflow.is_inexact(saved) else 0)
     raised = flags & unmasked
     if not raised:
         words[_MXCSR] = before | flags
         return
-    page[:REGISTERS_BYTES] = saved
+    page[:REGISTERS_BYTES] = saved[:REGISTERS_BYTES]
     words[_MXCSR] = before | (flags & _BEFORE if raised & _BEFORE else flags)
     raise GuestFault(Vector.XM) if cpu.state.cr4 & CR4_OSXMMEXCPT else invalid_opcode()
-
-
-def _tininess(fpu: FpuState, instruction: Instruction, name: str) -> Callable[[], bool] | None:
-    """Whether the destination holds a denormal number: None for instructions that cannot underflow."""
-    if name not in _CAN_BE_TINY:
-        return None
-    element_bytes, elements = _CAN_BE_TINY[name]
-    at = XMM + 16 * RegisterExt.number(instruction.op_register(0))
-    page = fpu.bytes8
-    significand, width = (0x7F_FFFF, 0x7FFF_FFFF) if element_bytes == 4 else ((1 << 52) - 1, (1 << 63) - 1)
-
-    def is_tiny() -> bool:
-        for first in range(at, at + elements * element_bytes, element_bytes):
-            value = int.from_bytes(page[first : first + element_bytes], "little") & width
-            if 0 < value <= significand:
-                return True
-        return False
-
-    return is_tiny
 
 
 # State.
