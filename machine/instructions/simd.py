@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from iced_x86 import Code, Instruction, OpKind, Register, RegisterExt
+from iced_x86 import Code, Instruction, OpCodeInfo, OpCodeOperandKind, OpKind, Register, RegisterExt
 
 from machine.cpu import Cpu
 from machine.faults import GuestFault, Vector, device_not_available, general_protection, invalid_opcode
@@ -84,6 +84,7 @@ COMPUTED = frozenset((*_PACKED, *_SINGLE_AND_DOUBLE, *_CONVERSIONS, *_MOVES, "em
 """The rows that are computed through the port."""
 
 UNALIGNED = frozenset({"movups", "movupd", "movdqu"})
+_XMM_KINDS = frozenset((OpCodeOperandKind.XMM_REG, OpCodeOperandKind.XMM_RM, OpCodeOperandKind.XMM_OR_MEM))
 _SETS_FLAGS = frozenset({"comiss", "ucomiss", "comisd", "ucomisd"})
 
 
@@ -106,10 +107,6 @@ def _is_mmx(register: int) -> bool:
     return Register.MM0 <= register <= Register.MM7
 
 
-def _is_xmm(register: int) -> bool:
-    return Register.XMM0 <= register <= Register.XMM7
-
-
 def _name(instruction: Instruction) -> str:
     return CODE_NAMES[instruction.code].split("_")[0].lower()
 
@@ -130,7 +127,7 @@ def build_computed(cpu: Cpu, instruction: Instruction) -> Operation:
     halves, words, gpr = fpu.halves, fpu.words, state.gpr
     operands = _registers(instruction)
     waits = any(map(_is_mmx, operands)) or name == "emms"
-    uses_xmm = any(map(_is_xmm, operands))
+    uses_xmm = not _XMM_KINDS.isdisjoint(OpCodeInfo(instruction.code).op_kinds())
     needed_cr4 = CR4_OSFXSR if uses_xmm else 0
     fetch, reserve, put = _memory_operand(cpu, instruction, name)
     target, source = _general_purpose(instruction, 0), _general_purpose(instruction, 1)

@@ -79,6 +79,12 @@ def forms(address: int) -> tuple[Form, ...]:
     return tuple(found)
 
 
+# Of the instructions whose only operand is memory.
+_STORES = frozenset(
+    {
+        "fst", "fstp", "fist", "fistp", "fbstp", "fnstcw", "fnstsw", "fnstenv", "fnsave", "fxsave", "stmxcsr",
+    }
+)  # fmt: skip
 _IMMEDIATES = (0x00, 0x1B, 0xE4, 0x07, 0x21, 0xFF)
 _STACK_REGISTERS = (Register.ST0, Register.ST1, Register.ST5)
 
@@ -106,7 +112,7 @@ def _form(
             instruction.set_op_kind(n, OpKind.MEMORY)
             instruction.memory_displacement = address
             instruction.memory_displ_size = 4
-            is_store = n == 0
+            is_store = n == 0 and (len(kinds) > 1 or row in _STORES)
         else:
             instruction.set_op_register(n, _register(kind, n, variant))
     encoder = Encoder(32)
