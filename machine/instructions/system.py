@@ -151,6 +151,7 @@ def build_mov_from_dr(cpu: Cpu, instruction: Instruction) -> Operation:
     put, number = write(cpu, instruction, 0), _number(instruction, 1, "DR")
 
     def move() -> None:
+        control.check_privilege(cpu)
         put(control.read_dr(cpu, number))
 
     return move
@@ -161,6 +162,7 @@ def build_mov_to_dr(cpu: Cpu, instruction: Instruction) -> Operation:
     source, number = read(cpu, instruction, 1), _number(instruction, 0, "DR")
 
     def move() -> None:
+        control.check_privilege(cpu)
         control.write_dr(cpu, number, source())
 
     return move
@@ -297,7 +299,7 @@ def build_load_table(cpu: Cpu, instruction: Instruction) -> Operation:
     """LGDT, LIDT: a 16-bit operand size loads 24 bits of the base."""
     name = CODE_NAMES[instruction.code]
     table = cpu.state.gdtr if name.startswith("LGDT") else cpu.state.idtr
-    base_mask = 0xFF_FFFF if name.endswith("M1616") else MASK32
+    base_mask = 0xFF_FFFF if name.endswith("_16") else MASK32
     segment, offset = address(cpu, instruction)
     mmu, mask = cpu.mmu, address_mask(instruction)
 
