@@ -79,7 +79,7 @@ def test_real_mode_from_reset_through_a_bios_call(path: Path) -> None:
         gdb.go("stepi")
         assert gdb.number("$pc_linear") == BIOS_DISK
         assert (pushed(gdb, 0), pushed(gdb, 1)) == (AFTER_INT_13, 0)
-        mnemonics = []
+        mnemonics: list[str] = []
         while gdb.number("$cs") == 0xF000 and len(mnemonics) < 100:
             mnemonics.append(gdb.instructions("$pc_linear", 1)[0][1].split()[0])
             gdb.go("stepi")

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.system import debian
+from tests.system import debian, trapgate
 from tests.system.dialogue import attached
 from tests.system.runs import MIB, Run, booted
 from tests.system.tools import gdbs
-from tests.system.trapgate import running
 
 APPEND = "console=ttyS0,115200 nopause"
 RAM_BYTES = 5 * MIB
@@ -82,10 +81,29 @@ def test_the_floppy_is_booted_by_its_own_sector_and_finds_a_bit_that_changes() -
         assert run.printed == []
 
 
+def test_the_floppy_is_a_kernel_if_the_command_line_says_so() -> None:
+    """Its first sectors are the Linux boot image; only then does it know of a serial console."""
+    words = [
+        "--append",
+        APPEND,
+        "-m",
+        "5",
+        "--ns-per-insn",
+        str(NS_PER_INSN),
+        "--gdb",
+        "none",
+        "--max-insns",
+        "2230000",
+    ]
+    done = trapgate.run("run", "--kernel", debian.memtest_floppy(), *words, timeout_s=200)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"Memtest86+ v6.10" in done.stdout
+
+
 @pytest.mark.parametrize("path", gdbs(), ids=lambda path: path.parts[1])
 def test_breakpoint_steps_backtrace_and_a_watchpoint_on_the_display(path: Path) -> None:
     words = ["-m", "5", "--ns-per-insn", str(NS_PER_INSN), "--append", APPEND, "--serial", "none"]
-    with running("-kernel", debian.memtest(), *words) as trapgate, attached(trapgate, path) as gdb:
+    with trapgate.running("-kernel", debian.memtest(), *words) as program, attached(program, path) as gdb:
         assert gdb.number("$pc") == 0x10_0000
         gdb.say(f"break *{DRAW:#x}")
         gdb.go()
