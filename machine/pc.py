@@ -111,6 +111,7 @@ class Machine:
         serial = (self._noting_use(0, board.serial[0]), self._noting_use(1, board.serial[1]))
         self.board = Board(self.clock, self.lines, self.memory, replace(board, serial=serial))
         self.cpu = Cpu(self.memory, self.board.ports, self.lines, self.clock, self._alu)
+        self.cpu.fpu_error = self.board.fpu_error.lines
         caller = Caller(self.cpu.state, self.memory)
         self.firmware = Firmware(caller, self.memory, self.board.ports, _drives(image.disk))
         self.resets = 0

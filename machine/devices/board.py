@@ -10,7 +10,21 @@ from dataclasses import dataclass, field
 
 from machine import e820
 from machine.clock import Clock
-from machine.devices import ata, debug_ports, dma, fw_cfg, i8042, pci, pic, pit, rtc, system_control, uart, vga
+from machine.devices import (
+    ata,
+    debug_ports,
+    dma,
+    fpu_error,
+    fw_cfg,
+    i8042,
+    pci,
+    pic,
+    pit,
+    rtc,
+    system_control,
+    uart,
+    vga,
+)
 from machine.devices.cmos import cmos_contents
 from machine.devices.device import Device
 from machine.devices.ps2_keyboard import Ps2Keyboard
@@ -99,6 +113,7 @@ class Board:
         self.pci = pci.Pci()
         self.fw_cfg = fw_cfg.FwCfg(_fw_cfg_items(memory, options))
         self.dma = dma.Dma()
+        self.fpu_error = fpu_error.FpuErrorPort(self.pic.line(fpu_error.IRQ))
         self.post = debug_ports.PostPort()
         self.debugcon = debug_ports.Debugcon(options.debugcon)
         self.power = debug_ports.PowerControl(lines)
@@ -122,6 +137,7 @@ class Board:
             "pci": self.pci,
             "fw_cfg": self.fw_cfg,
             "dma": self.dma,
+            "fpu_error": self.fpu_error,
             "post": self.post,
             "power": self.power,
         }
@@ -145,6 +161,7 @@ class Board:
         register(rtc.INDEX_PORT, rtc.DATA_PORT, self.rtc)
         register(debug_ports.POST_PORT, debug_ports.POST_PORT, self.post)
         register(*dma.PAGE_PORTS, self.dma)
+        register(fpu_error.FIRST_PORT, fpu_error.LAST_PORT, self.fpu_error)
         register(*dma.SECOND_PORTS, self.dma)
         register(debug_ports.DEBUGCON_PORT, debug_ports.DEBUGCON_PORT, self.debugcon)
         register(uart.COM1_FIRST_PORT, uart.COM1_FIRST_PORT + uart.PORTS - 1, self.com1)
