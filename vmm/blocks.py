@@ -240,17 +240,25 @@ class BlockCache:
 
 
 def is_too_long(data: bytes, big: bool) -> bool:
-    """Whether `data` starts with an instruction that would be legal but for its length: #GP(0), not #UD."""
+    """Whether the instruction that `data` starts with needs more than 15 bytes: #GP(0), whatever it would be.
+
+    Args:
+        data: up to the end of what is known; if that cuts the instruction off, at least 15 bytes.
+        big: CS.D.
+    """
     count = 0
     while count < len(data) and data[count] in PREFIXES:
         count += 1
     if count >= MAX_INSTRUCTION_BYTES:
         return True
-    # Without its redundant prefixes it fits; a prefix counts once, wherever it stands.
+    # The decoder itself gives up after 15 bytes. Without redundant prefixes it tells how long the rest is; a prefix
+    # counts once, wherever it stands.
     needed = bytes(dict.fromkeys(data[:count]))
     decoder = Decoder(32 if big else 16, needed + data[count:], OPTIONS, 0)
-    shorter = decoder.decode()
-    return not shorter.is_invalid and shorter.len + count - len(needed) > MAX_INSTRUCTION_BYTES
+    decoder.decode()
+    if decoder.last_error == DecoderError.NO_MORE_BYTES:
+        return len(data) >= MAX_INSTRUCTION_BYTES
+    return decoder.position + count - len(needed) > MAX_INSTRUCTION_BYTES
 
 
 def _raise_undefined() -> None:

@@ -232,7 +232,8 @@ class Interpreter:
         state, clock = cpu.state, cpu.clock
         cs = state.segments[CS]
         # Only an instruction that ends the loop can change CS, CPL or the mode.
-        base, code_end = cs.base, cs.limit + 1
+        # Code of a segment of 4 GiB wraps round at its end, as its data does.
+        base, code_end = cs.base, cs.limit + 1 if cs.limit != MASK32 else 1 << 33
         big = bool(cs.attributes & SEG_DB)
         fetched = cache.fetched[big * 2 + cpu.mmu.user]
         icount = clock.icount
@@ -327,7 +328,7 @@ class Interpreter:
         except GuestFault as fault:
             return self._deliver_fault(fault, eip)
         end = block.offsets[1]
-        if eip + end > cs.limit + 1:
+        if eip + end > cs.limit + 1 and cs.limit != MASK32:
             return self._deliver_fault(general_protection(), eip)
         effect = block.effect if len(block.operations) == 1 else _NEXT
         self._touched, self._debug_hits = None, 0
