@@ -190,6 +190,10 @@ class BinaryTranslator(Interpreter):
         tc = self._tc
         assert tc is not None
         eip = tc.state.words[stateblock.EIP]
+        if not tc.state.quads[stateblock.BUDGET]:
+            # Whoever runs on from here may be an interrupt's handler: nothing is fetched, so no A bit is set.
+            self._sync(limit_icount, eip)
+            return None
         flushes = self._flushes
         self._count("chains" if is_link else "dispatch misses")
         try:

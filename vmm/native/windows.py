@@ -175,7 +175,8 @@ class Windows:
         if at < 0:
             return False
         ram_page, page = at >> PAGE_SHIFT, linear >> PAGE_SHIFT
-        entries = tuple(entry for entry in map(memory.ram_address, translation.tables) if entry >= 0)
+        # A recursive entry is met twice on the way.
+        entries = tuple({entry: None for entry in map(memory.ram_address, translation.tables) if entry >= 0})
         # A page that holds its own table entry is about to be watched.
         watched = memory.page_flags[ram_page] or any(entry >> PAGE_SHIFT == ram_page for entry in entries)
         if write and watched:

@@ -304,6 +304,14 @@ class TestTables:
         assert not made._used_entries_in_page
         assert made._mapped_pages == 0
 
+    def test_a_recursive_entry_is_used_twice_on_one_way(self, subject: Subject) -> None:
+        subject.memory.store(DIRECTORY + 4 * 1023, 4, DIRECTORY | P | RW)
+        assert subject.fill(0xFFFF_F000)
+        assert subject.rights(0xFFFF_F000) == "r--"
+        subject.memory.store(DIRECTORY + 4 * 1023, 4, 0)
+        assert subject.rights(0xFFFF_F000) == "---"
+        assert not subject.windows._used_entries_in_page
+
     def test_pae_entries_are_eight_bytes(self, subject: Subject) -> None:
         self.use_pae(subject)
         for half in (0, 4):
