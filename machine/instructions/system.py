@@ -147,18 +147,17 @@ def build_mov_to_cr(cpu: Cpu, instruction: Instruction) -> Operation:
 
 
 def build_mov_from_dr(cpu: Cpu, instruction: Instruction) -> Operation:
-    """MOV r32, DRn."""
+    """MOV r32, DRn; `machine.control` asks for the privilege, after DR4 and DR5."""
     put, number = write(cpu, instruction, 0), _number(instruction, 1, "DR")
 
     def move() -> None:
-        control.check_privilege(cpu)
         put(control.read_dr(cpu, number))
 
     return move
 
 
 def build_mov_to_dr(cpu: Cpu, instruction: Instruction) -> Operation:
-    """MOV DRn, r32."""
+    """MOV DRn, r32; as above."""
     source, number = read(cpu, instruction, 1), _number(instruction, 0, "DR")
 
     def move() -> None:
