@@ -161,7 +161,6 @@ def build_mov_to_dr(cpu: Cpu, instruction: Instruction) -> Operation:
     source, number = read(cpu, instruction, 1), _number(instruction, 0, "DR")
 
     def move() -> None:
-        control.check_privilege(cpu)
         control.write_dr(cpu, number, source())
 
     return move
