@@ -29,6 +29,7 @@ OPTIONS = (
     | DecoderOptions.NO_MPFX_0FBD
     | DecoderOptions.NO_WBNOINVD
 )
+LOCK = 0xF0
 PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 
 
@@ -216,7 +217,7 @@ class BlockCache:
                 self._drop(page)
 
     def _drop(self, page: CodePage) -> None:
-        for blocks in page.blocks:
+        for blocks in (*page.blocks, *page.singles):
             for block in blocks.values():
                 block.operations.clear()
             blocks.clear()
@@ -240,7 +241,7 @@ class BlockCache:
 
 
 def is_too_long(data: bytes, big: bool) -> bool:
-    """Whether the instruction that `data` starts with needs more than 15 bytes: #GP(0), whatever it would be.
+    """Whether the instruction that `data` starts with needs more than 15 bytes: #GP(0), not #UD.
 
     Args:
         data: up to the end of what is known; if that cuts the instruction off, at least 15 bytes.
@@ -251,9 +252,9 @@ def is_too_long(data: bytes, big: bool) -> bool:
         count += 1
     if count >= MAX_INSTRUCTION_BYTES:
         return True
-    # The decoder itself gives up after 15 bytes. Without redundant prefixes it tells how long the rest is; a prefix
-    # counts once, wherever it stands.
-    needed = bytes(dict.fromkeys(data[:count]))
+    # The decoder itself gives up after 15 bytes. Without redundant prefixes, and without a LOCK that may be illegal, it
+    # tells how long the rest is; a prefix counts once, wherever it stands.
+    needed = bytes(prefix for prefix in dict.fromkeys(data[:count]) if prefix != LOCK)
     decoder = Decoder(32 if big else 16, needed + data[count:], OPTIONS, 0)
     decoder.decode()
     if decoder.last_error == DecoderError.NO_MORE_BYTES:

@@ -33,6 +33,7 @@ from tests.vmm.bare import Bare, flat, handler_of
 SIZE = (0x66, 0x67)
 # A handful that differ in what may stand before them: plain, LOCK-able, a string, a branch, no ModRM, #UD, a far load.
 SOME = tuple(bytes.fromhex(code) for code in ("01c8", "8703", "a5", "7402", "90", "0f0b", "8b4301", "c40b", "0fb7c1"))
+UNDEFINED_FORMS = tuple(bytes.fromhex(code) for code in ("8dc0", "fff8", "feff", "8ec8", "8cf8", "f001c8", "f0a5"))
 
 
 def cases(bits: Bits) -> Iterator[Case]:
@@ -60,6 +61,19 @@ def test_fifteen_bytes_are_the_limit(bits: Bits) -> None:
                     yield with_code(case, (bytes(kinds) * 16)[:fill] + case.code, bits)
 
     assert check(work()) == len(SOME) * 9 * 6
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_limit_comes_before_undefined_forms(bits: Bits) -> None:
+    """Forms that do not exist of opcodes that do; where the opcode is undefined nobody knows its length."""
+
+    def work() -> Iterator[tuple[Case, Job]]:
+        case = next(cases(bits))
+        for code in UNDEFINED_FORMS:
+            for prefixes in range(8, 16):
+                yield with_code(case, b"\x67" * prefixes + code, bits)
+
+    assert check(work()) == len(UNDEFINED_FORMS) * 8
 
 
 @pytest.mark.parametrize("bits", BITS)
