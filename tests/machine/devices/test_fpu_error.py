@@ -5,10 +5,15 @@ from __future__ import annotations
 from machine.clock import Clock
 from machine.devices.board import Board
 from machine.devices.fpu_error import FpuErrorPort
+from machine.fpu import FpuErrorLines
 from machine.lines import CpuLines
 from machine.memory import MIB, PhysicalMemory
 
 _SLAVE_IRR = 1 << (13 - 8)
+
+
+def _levels(lines: FpuErrorLines) -> tuple[bool, bool]:
+    return lines.ferr, lines.ignne
 
 
 def _pending(board: Board) -> bool:
@@ -38,17 +43,17 @@ def test_an_error_raises_irq_13_until_it_is_acknowledged() -> None:
     assert _pending(board)
     assert board.devices["fpu_error"].describe() == "fpu error: FERR# up, IGNNE# down"
     board.ports.store(0xF1, 1, 0)
-    assert (lines.ferr, lines.ignne) == (True, False)
+    assert _levels(lines) == (True, False)
     board.ports.store(0xF0, 1, 0)
-    assert (lines.ferr, lines.ignne) == (True, True)
+    assert _levels(lines) == (True, True)
     assert not _pending(board)
     board.ports.store(0xF0, 1, 0)
-    assert lines.ignne
+    assert _levels(lines) == (True, True)
     assert board.ports.load(0xF0, 1) == 0xFF
     board.reset()
-    assert (lines.ferr, lines.ignne) == (False, False)
+    assert _levels(lines) == (False, False)
     board.ports.store(0xF0, 1, 0)
-    assert not lines.ignne, "without an error there is nothing to ignore"
+    assert _levels(lines) == (False, False), "without an error there is nothing to ignore"
     memory.close()
 
 
