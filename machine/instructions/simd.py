@@ -28,7 +28,6 @@ from machine.fpustate import (
     GPR,
     MXCSR,
     MXCSR_FLAGS,
-    MXCSR_FLUSH_TO_ZERO,
     MXCSR_MASKS,
     MXCSR_MASKS_SHIFT,
     MXCSR_WRITABLE,
@@ -194,11 +193,7 @@ def compute_checked(cpu: Cpu, compute: Computation, underflow: Underflow | None)
     before = words[_MXCSR]
     unmasked = ~before >> MXCSR_MASKS_SHIFT & MXCSR_FLAGS
     saved = bytes(page[:ENGINE])
-    working = before & ~MXCSR_FLAGS | MXCSR_MASKS
-    if unmasked & UNDERFLOW:
-        # Flushing to zero acts only while underflow is masked.
-        working &= ~MXCSR_FLUSH_TO_ZERO
-    words[_MXCSR] = working
+    words[_MXCSR] = before & ~MXCSR_FLAGS | MXCSR_MASKS
     compute()
     flags = words[_MXCSR] & MXCSR_FLAGS
     if underflow is not None:

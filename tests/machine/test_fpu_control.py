@@ -274,6 +274,12 @@ def test_fldcw_unmasks_what_was_flagged(bench: Bench) -> None:
     assert bench.execute(b"\x9b") is None
 
 
+def test_fnclex_clears_flags_and_keeps_the_rest(bench: Bench) -> None:
+    bench.cpu.state.fpu.unpack(image(fcw=0x340, fsw=0x7F7F))
+    assert bench.execute(b"\xdb\xe2") is None
+    assert bench.cpu.state.fpu.fsw == 0x7F00
+
+
 def test_fnstsw_and_fnstcw(bench: Bench) -> None:
     state = bench.cpu.state
     state.fpu.unpack(image(fcw=0x27E, fsw=0x7F01))
@@ -432,6 +438,20 @@ def test_a_frozen_cpu_without_interrupts_stands_still() -> None:
     assert stop.kind is StopKind.HALTED
     assert bare.memory.read(bare.state.eip, 2) == b"\xd9\xe8"
     assert bare.clock.icount == 6
+
+
+def test_an_ignored_stack_fault_gives_way_to_a_newer_invalid_operation(bench: Bench) -> None:
+    signaling = 0x7FFF_8000_0000_0000_0001
+    state = bench.cpu.state
+    state.cr0 &= ~CR0_NE
+    bench.cpu.fpu_error.report()
+    bench.cpu.fpu_error.acknowledge()
+    state.fpu.unpack(image(fcw=0x37E, fsw=0x0241, st=[signaling] * 8))
+    assert bench.execute(b"\xd9\xfa") is None  # fsqrt
+    assert state.fpu.fsw & 0x80FF == 0x8081
+    state.fpu.unpack(image(fcw=0x37E, fsw=0x0241, st=[ONE] * 8))
+    assert bench.execute(b"\xd9\xfa") is None
+    assert state.fpu.fsw & 0x80FF == 0x80C1
 
 
 def test_frozen_is_no_exception_of_the_guest() -> None:

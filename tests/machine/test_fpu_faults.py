@@ -288,8 +288,10 @@ def test_alignment_check_asks_for_natural_alignment(bench: Bench, code: str, off
         state.fpu.unpack(image(xmm=[(1 << 128) - 1] * 8))
         bench.cpu.memory.write(OPERAND, image() * 2)
         address = b"" if data[-1] == 0xCA else (OPERAND + offset).to_bytes(4, "little")
+        before = state.pack()
         fault = bench.execute(data + address)
         if fault is not None:
+            assert state.pack() == before
             assert (fault.vector, fault.error_code) == (Vector.AC, 0), (offset, fault)
             found.append(offset)
     assert tuple(found) == offsets
@@ -305,6 +307,52 @@ def test_alignment_of_fxsave_and_aligned_moves_under_alignment_check(bench: Benc
         assert bench.vector(b"\x0f\xae\x05" + (OPERAND + offset).to_bytes(4, "little")) == vector
     for offset in (1, 2, 4, 8):
         assert bench.vector(b"\x0f\x28\x05" + (OPERAND + offset).to_bytes(4, "little")) == Vector.GP
+
+
+def test_an_operand_on_two_pages_that_lie_apart(bench: Bench) -> None:
+    """Linear 10_0000 is physical 20_0000, and 10_1000 is 10_0000: what is behind the first page is not the second."""
+    memory = bench.cpu.memory
+    bench.page()
+    memory.write(0x1000, (0x2007).to_bytes(4, "little"))
+    memory.write(0x2000 + 4 * 0x100, (0x20_0007).to_bytes(4, "little") + (0x10_0007).to_bytes(4, "little"))
+    bench.cpu.mmu.flush()
+    pattern = bytes(range(1, 129))
+    for code, size in (
+        ("dd05 dd1d", 8),
+        ("db2d db3d", 10),
+        ("0f1005 0f1105", 16),
+        ("0f6f05 0f7f05", 8),
+        ("dd25 dd35", 108),
+    ):
+        load, store = map(bytes.fromhex, code.split())
+        for inside in (1, 4, 5, 7, size - 1):
+            linear = (0x10_1000 - inside).to_bytes(4, "little")
+            memory.write(0x20_1000 - inside, pattern[:inside] + b"\xcc" * 128)
+            memory.write(0x10_0000, pattern[inside:size] + b"\xcc" * 128)
+            if size == 108:
+                bench.cpu.state.fpu.initialize()
+            else:
+                bench.cpu.state.fpu.unpack(image(tags=0))
+            assert bench.execute(load + linear) is None
+            bench.cpu.state.fpu.fsw &= 0x7F00
+            memory.write(0x20_1000 - inside, bytes(inside))
+            memory.write(0x10_0000, bytes(size - inside))
+            assert bench.execute(store + linear) is None
+            found = memory.read(0x20_1000 - inside, inside) + memory.read(0x10_0000, size - inside)
+            # Of an environment the reserved and derived bits come out otherwise.
+            assert found[28:] == pattern[28:size] if size == 108 else found == pattern[:size], (code, inside)
+            assert memory.read(0x20_1000, 128) == b"\xcc" * 128
+            assert memory.read(0x10_0000 + size - inside, 16) == b"\xcc" * 16
+
+
+def test_masked_stores_use_the_address_size(bench: Bench) -> None:
+    state = bench.cpu.state
+    state.gpr[EDI] = 0x12_8000
+    for prefix, at in ((b"", 0x12_8000), (b"\x67", 0x8000)):
+        state.fpu.unpack(image(xmm=[0, 0x1122, 0x8000, *[0] * 5]))
+        assert bench.execute(prefix + bytes.fromhex("660ff7ca")) is None
+        assert bench.cpu.memory.read(at, 4) == b"\0\x11\0\0"
+        bench.cpu.memory.write(at, bytes(4))
 
 
 def test_segment_limits_count_the_whole_operand(bench: Bench) -> None:

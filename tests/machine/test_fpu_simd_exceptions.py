@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from machine.faults import GuestFault, Vector
 from machine.fpustate import MXCSR, REGISTERS_BYTES
 from machine.state import CR4_OSFXSR, CR4_OSXMMEXCPT
-from tests.machine.fpu_batch import State, states
+from tests.machine.fpu_batch import State, image, states
 from tests.machine.fpu_forms import Form
 from tests.machine.fpu_runs import floating_cpu, plain_forms
 from vmm.blocks import BlockCache
@@ -41,10 +42,23 @@ def _given(seed: int, count: int) -> list[State]:
         mxcsr = int.from_bytes(state.image[MXCSR : MXCSR + 4], "little") & ~0x1F80
         mxcsr |= chance.choice((chance.getrandbits(6), 0x3F ^ 1 << chance.randrange(6))) << 7
         mxcsr |= chance.choice((0, 0, chance.getrandbits(6)))
-        image = bytearray(state.image)
-        image[0:2] = b"\x7f\x03"  # no x87 error may be pending
-        image[MXCSR : MXCSR + 4] = mxcsr.to_bytes(4, "little")
-        found.append(State(bytes(image), state.operand, state.eax, state.eflags))
+        given = bytearray(state.image)
+        given[0:2] = b"\x7f\x03"  # no x87 error may be pending
+        given[MXCSR : MXCSR + 4] = mxcsr.to_bytes(4, "little")
+        found.append(State(bytes(given), state.operand, state.eax, state.eflags))
+    return found
+
+
+def _directed() -> list[State]:
+    """One lane overflows or underflows beyond what another does: products and quotients of powers of two."""
+    powers = [0x7F00_0000, 0x4000_0001, 0x3F80_0000, 0x0080_0000, 0x2000_0000, 0x1F80_0001, 0x0040_0000, 0x3F00_0000]
+    found = []
+    for mask, extra in product((0x3F & ~8, 0x3F & ~16, 0x3F & ~24, 0x3F & ~32), (0, 0x8000, 0x40, 0x8040)):
+        for shift in range(8):
+            lanes = powers[shift:] + powers[:shift]
+            values = [sum(value << 32 * n for n, value in enumerate(lanes[first : first + 4])) for first in (0, 2, 4)]
+            given = image(mxcsr=mask << 7 | extra, xmm=[values[0], values[1], values[2], *[0] * 5])
+            found.append(State(given, bytes(16), 0, 0))
     return found
 
 
@@ -87,7 +101,7 @@ def _registers(image: bytes) -> tuple[int, bytes]:
 
 
 def test_exceptions_and_flags_are_those_of_the_host(oracle: Path) -> None:
-    batch = [(form, state) for form in _forms() for state in _given(11, 200)]
+    batch = [(form, state) for form in _forms() for state in _given(11, 200) + _directed()]
     theirs, ours = _run_host(oracle, batch), _run_ours(batch, CR4_OSFXSR | CR4_OSXMMEXCPT)
     wrong = []
     for (form, state), (their_image, faulted), (our_image, vector) in zip(batch, theirs, ours, strict=True):

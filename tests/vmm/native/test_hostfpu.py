@@ -57,7 +57,7 @@ def test_whatever_the_tables_do_not_name_is_refused(host: tuple[FpuState, HostFp
     "code",
     [
         "0fae0500000000", "0fae0d00000000", "0fae1500000000", "d92d00000000", "dbe3", "9bdbe3", "d93500000000",
-        "660ff7ca", "0fc30500000000", "0f1800", "db0d00000000", "f20f7cc1", "0f05", "cd80", "c5f058c2", "c3",
+        "660ff7ca", "660f3a15c000", "0fc30500000000", "0f1800", "db0d00000000", "f20f7cc1", "0f05", "cd80", "c5f058c2", "c3",
     ],
 )  # fmt: skip
 def test_instructions_that_touch_control_state_or_other_memory_are_refused(
@@ -140,10 +140,19 @@ def test_control_words_of_the_host_and_the_guest_are_kept_apart(host: tuple[FpuS
         assembler.emit("stmxcsr", dword(RDI))
         assembler.emit("fnstcw", word(RDI, 4))
         assembler.emit("ret")
+        loader = assembler.here
+        assembler.emit("fldcw", word(RDI, 4))
+        assembler.emit("ret")
         code = assembler.finish()
         mapping.data[: len(code)] = code
         slot = ctypes.create_string_buffer(8)
         look = ctypes.PYFUNCTYPE(None, ctypes.c_uint64)(mapping.host)
+        load = ctypes.PYFUNCTYPE(None, ctypes.c_uint64)(loader)
+        look(ctypes.addressof(slot))
+        own = ctypes.create_string_buffer(slot.raw)
+        unusual = ctypes.create_string_buffer(slot.raw[:4] + b"\x7f\x02")
+        assert slot.raw[4:6] != b"\x7f\x02"
+        load(ctypes.addressof(unusual))
         look(ctypes.addressof(slot))
         before = slot.raw
         state.unpack(image(fcw=0xC40, mxcsr=0xFFC0, st=[THIRD] * 8, xmm=[0x3EAA_AAAB] * 8, tags=0xFF))
@@ -159,6 +168,7 @@ def test_control_words_of_the_host_and_the_guest_are_kept_apart(host: tuple[FpuS
             a & b for a, b in zip(before, b"\xc0\xff\xff\xff\xff\xff\0\0", strict=True)
         ]
     finally:
+        load(ctypes.addressof(own))
         mapping.close()
 
 
