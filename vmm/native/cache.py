@@ -121,7 +121,8 @@ class TranslationCache:
         return Assembler(self.host + self.position)
 
     def place(self, code: bytes) -> int:
-        """Append code; returns its offset."""
+        """Append code, for which there is room; returns its offset."""
+        assert len(code) <= self.free_bytes
         at = self.position
         self.data[at : at + len(code)] = code
         self.position = at + len(code)
