@@ -188,6 +188,10 @@ class Mmu:
     def store_linear(self, linear: int, size_bytes: int, value: int, user: bool) -> None:
         """Write 1 to 8 bytes at a linear address; both pages are checked before either is written."""
         linear &= MASK32
+        delta = self._tlbs[user][1].get(linear >> PAGE_SHIFT)
+        if delta is not None and linear & 0xFFF <= 4096 - size_bytes:
+            self.ram8[linear + delta : linear + delta + size_bytes] = value.to_bytes(size_bytes, "little")
+            return
         if self.aligned_only and user and linear & (size_bytes - 1):
             raise GuestFault(Vector.AC, 0)
         memory = self.memory
@@ -209,6 +213,9 @@ class Mmu:
     def check_linear(self, linear: int, size_bytes: int, *, write: bool, user: bool) -> None:
         """Raise the PageFault that an access would raise, and set A and D bits as it would; transfer nothing."""
         linear &= MASK32
+        cached = self._tlbs[user][write]
+        if linear >> PAGE_SHIFT in cached and (linear + size_bytes - 1 & MASK32) >> PAGE_SHIFT in cached:
+            return
         first_bytes = 4096 - (linear & 0xFFF)
         self.translate(linear, write=write, user=user)
         if first_bytes < size_bytes:
@@ -225,7 +232,11 @@ class Mmu:
 
     def load_system(self, linear: int, size_bytes: int) -> int:
         """Read with supervisor rights whatever CPL is: descriptor tables, TSS, stacks of inner levels."""
-        return self._load(linear & MASK32, size_bytes, user=False, write=False)
+        linear &= MASK32
+        delta = self._tlbs[0][0].get(linear >> PAGE_SHIFT)
+        if delta is not None and linear & 0xFFF <= 4096 - size_bytes:
+            return int.from_bytes(self.ram8[linear + delta : linear + delta + size_bytes], "little")
+        return self._load(linear, size_bytes, user=False, write=False)
 
     def store_system(self, linear: int, size_bytes: int, value: int) -> None:
         """Write with supervisor rights whatever CPL is."""
