@@ -54,10 +54,15 @@ def _directed() -> list[State]:
     powers = [0x7F00_0000, 0x4000_0001, 0x3F80_0000, 0x0080_0000, 0x2000_0000, 0x1F80_0001, 0x0040_0000, 0x3F00_0000]
     found = []
     for mask, extra in product((0x3F & ~8, 0x3F & ~16, 0x3F & ~24, 0x3F & ~32), (0, 0x8000, 0x40, 0x8040)):
+        # Overflow, an exact product that is tiny, and two that are neither.
+        first = [0x7F00_0000, 0x0080_0000, 0x3F80_0000, 0x3F80_0000]
+        second = [0x4100_0000, 0x3F00_0000, 0x3F80_0000, 0x3F80_0000]
+        values = [sum(value << 32 * n for n, value in enumerate(lanes)) for lanes in (first, first, second)]
+        found.append(State(image(mxcsr=mask << 7 | extra, xmm=[*values, *[0] * 5]), bytes(16), 0, 0))
         for shift in range(8):
             lanes = powers[shift:] + powers[:shift]
-            values = [sum(value << 32 * n for n, value in enumerate(lanes[first : first + 4])) for first in (0, 2, 4)]
-            given = image(mxcsr=mask << 7 | extra, xmm=[values[0], values[1], values[2], *[0] * 5])
+            values = [sum(value << 32 * n for n, value in enumerate(lanes[at : at + 4])) for at in (0, 2, 4)]
+            given = image(mxcsr=mask << 7 | extra, xmm=[*values, *[0] * 5])
             found.append(State(given, bytes(16), 0, 0))
     return found
 

@@ -57,7 +57,8 @@ def test_whatever_the_tables_do_not_name_is_refused(host: tuple[FpuState, HostFp
     "code",
     [
         "0fae0500000000", "0fae0d00000000", "0fae1500000000", "d92d00000000", "dbe3", "9bdbe3", "d93500000000",
-        "660ff7ca", "660f3a15c000", "0fc30500000000", "0f1800", "db0d00000000", "f20f7cc1", "0f05", "cd80", "c5f058c2", "c3",
+        "660ff7ca", "660f3a15c000", "0fc30500000000", "0f1800", "db0d00000000", "f20f7cc1", "0f05",
+        "cd80", "c5f058c2", "c3",
     ],
 )  # fmt: skip
 def test_instructions_that_touch_control_state_or_other_memory_are_refused(
