@@ -91,7 +91,7 @@ class _Event:
 def raise_exception(cpu: Cpu, fault: GuestFault, return_eip: int) -> None:
     """Deliver an exception, and whatever exceptions its delivery raises, down to #DF and shutdown.
 
-    CR2 and the conditions of a `DebugFault` are written here; DR7.GD is cleared for #DB.
+    CR2 and the conditions of a `DebugFault` are written here; DR7.GD is cleared for #DB, and HLT is over.
 
     Args:
         cpu: EIP becomes that of the handler.
@@ -206,6 +206,7 @@ def _deliver_event(cpu: Cpu, event: _Event) -> None:
                 second = _Event(Vector.DF, 0, second.return_eip)
             event = second
         else:
+            state.halted = 0
             if event.vector == Vector.DB and not event.external:
                 state.dr[7] &= ~DR7_GD
             return

@@ -135,6 +135,11 @@ class Interpreter:
                 if lines.reset_requested:
                     lines.take_reset()
                     return Stop(StopKind.RESET)
+            # A trap of the instruction before comes ahead of NMI and INTR.
+            if cpu.pending_debug and state.shadow != SHADOW_MOV_SS:
+                hits, cpu.pending_debug = cpu.pending_debug, 0
+                return self._deliver_fault(DebugFault(hits), state.eip)
+            if lines.attention:
                 if deliver and lines.nmi_pending and not state.nmi_blocked and state.shadow != SHADOW_MOV_SS:
                     return self._accept_nmi()
                 if lines.intr and state.eflags & IF and not state.shadow and not cpu.repeating:
@@ -142,9 +147,6 @@ class Interpreter:
                         state.halted = 0  # the wake-up is seen, the delivery waits
                     else:
                         return self._accept_interrupt()
-            if cpu.pending_debug and state.shadow != SHADOW_MOV_SS:
-                hits, cpu.pending_debug = cpu.pending_debug, 0
-                return self._deliver_fault(DebugFault(hits), state.eip)
             if not state.halted:
                 return None
             self._patience -= 1

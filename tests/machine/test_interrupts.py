@@ -210,6 +210,14 @@ def test_a_page_fault_sets_cr2() -> None:
     assert stack(cpu, 2) == [6, EIP]
 
 
+def test_a_trap_ends_hlt() -> None:
+    cpu = with_handlers(1, 0x20)
+    for event in (1, 0x20):
+        cpu.state.halted = 1
+        deliver_event(cpu, event, external=event == 0x20, error_code=None, return_eip=EIP)
+        assert not cpu.state.halted
+
+
 def test_a_debug_exception_says_why_and_lifts_the_guard() -> None:
     cpu = with_handlers(1)
     cpu.state.dr[7] |= DR7_GD
