@@ -10,12 +10,14 @@ from collections.abc import Callable
 
 from iced_x86 import Instruction, OpKind, RegisterExt
 
+from machine.alu import Binary
 from machine.cpu import Cpu
 from machine.flags import AF, CF, OF, PF, SF, ZF
 from machine.instructions.operands import (
     address,
     address_mask,
     gpr_number,
+    is_immediate,
     is_memory,
     modify_of,
     read,
@@ -26,7 +28,7 @@ from machine.instructions.operands import (
     write_register,
 )
 from machine.instructions.table import Operation, Row
-from machine.state import EAX, EBX, ECX, EDX, MASK32
+from machine.state import EAX, EDX, MASK32
 
 Pure = Callable[[int, int], tuple[int, int]]
 Build = Callable[[Cpu, Instruction], Operation]
@@ -74,38 +76,79 @@ def build_unary(name: str) -> Build:
     return build
 
 
+def _combine(cpu: Cpu, instruction: Instruction, compute: Binary) -> Operation:
+    """Operand 0 = compute(operand 0, operand 1, EFLAGS), with the flags; special cases for what programs do most."""
+    state, gpr = cpu.state, cpu.state.gpr
+    size, source = size_bytes(instruction, 0), read(cpu, instruction, 1)
+    constant = source() if is_immediate(instruction, 1) else None
+    if is_memory(instruction, 0):
+        segment, offset = address(cpu, instruction)
+        modify, store = modify_of(cpu, size), store_of(cpu, size)
+        if constant is not None:
+            value = constant
+
+            def constant_to_memory() -> None:
+                at = offset()
+                result, flags = compute(modify(segment, at), value, state.eflags)
+                store(segment, at, result)
+                state.eflags = flags
+
+            return constant_to_memory
+
+        def to_memory() -> None:
+            at = offset()
+            result, flags = compute(modify(segment, at), source(), state.eflags)
+            store(segment, at, result)
+            state.eflags = flags
+
+        return to_memory
+    if size < 4:
+        get, put = read(cpu, instruction, 0), write(cpu, instruction, 0)
+
+        def small_registers() -> None:
+            result, flags = compute(get(), source(), state.eflags)
+            put(result)
+            state.eflags = flags
+
+        return small_registers
+    d = gpr_number(instruction.op_register(0))
+    if constant is not None:
+        value = constant
+
+        def constant32() -> None:
+            gpr[d], state.eflags = compute(gpr[d], value, state.eflags)
+
+        return constant32
+    if is_memory(instruction, 1):
+        segment, offset = address(cpu, instruction)
+        load32 = cpu.mmu.load32
+
+        def memory32() -> None:
+            gpr[d], state.eflags = compute(gpr[d], load32(segment, offset()), state.eflags)
+
+        return memory32
+    if size_bytes(instruction, 1) == 4:
+        s = gpr_number(instruction.op_register(1))
+
+        def registers32() -> None:
+            gpr[d], state.eflags = compute(gpr[d], gpr[s], state.eflags)
+
+        return registers32
+
+    def by_cl() -> None:
+        gpr[d], state.eflags = compute(gpr[d], source(), state.eflags)
+
+    return by_cl
+
+
 def build_binary(name: str) -> Build:
-    """ADD OR ADC SBB AND SUB XOR: operand 0 = operand 0 op operand 1."""
+    """ADD OR ADC SBB AND SUB XOR, and ROL ROR RCL RCR SHL SAL SHR SAR by 1, CL or an immediate.
+
+    The count of the latter is masked by the operation.
+    """
 
     def build(cpu: Cpu, instruction: Instruction) -> Operation:
-        compute = cpu.alu.binary[name][8 * size_bytes(instruction, 0)]
-        state, gpr = cpu.state, cpu.state.gpr
-        first, second = instruction.op_kind(0), instruction.op_kind(1)
-        if first == OpKind.REGISTER and size_bytes(instruction, 0) == 4:
-            d = gpr_number(instruction.op_register(0))
-            if second == OpKind.REGISTER:
-                s = gpr_number(instruction.op_register(1))
-
-                def registers32() -> None:
-                    gpr[d], state.eflags = compute(gpr[d], gpr[s], state.eflags)
-
-                return registers32
-            if second != OpKind.MEMORY:
-                value = read(cpu, instruction, 1)()
-
-                def immediate32() -> None:
-                    gpr[d], state.eflags = compute(gpr[d], value, state.eflags)
-
-                return immediate32
-            segment, offset = address(cpu, instruction)
-            load32 = cpu.mmu.load32
-
-            def memory32() -> None:
-                gpr[d], state.eflags = compute(gpr[d], load32(segment, offset()), state.eflags)
-
-            return memory32
-        source = read(cpu, instruction, 1)
-        return _update(cpu, instruction, lambda a, eflags: compute(a, source(), eflags))
+        return _combine(cpu, instruction, cpu.alu.binary[name][8 * size_bytes(instruction, 0)])
 
     return build
 
@@ -117,7 +160,7 @@ def build_compare(name: str) -> Build:
         compute = cpu.alu.binary[name][8 * size_bytes(instruction, 0)]
         state, gpr = cpu.state, cpu.state.gpr
         a, b = read(cpu, instruction, 0), read(cpu, instruction, 1)
-        if not is_memory(instruction, 1) and instruction.op_kind(1) != OpKind.REGISTER:
+        if is_immediate(instruction, 1):
             value = b()
             if not is_memory(instruction, 0) and size_bytes(instruction, 0) == 4:
                 n = gpr_number(instruction.op_register(0))
@@ -136,17 +179,6 @@ def build_compare(name: str) -> Build:
             state.eflags = compute(a(), b(), state.eflags)[1]
 
         return compare
-
-    return build
-
-
-def build_shift(name: str) -> Build:
-    """ROL ROR RCL RCR SHL SAL SHR SAR by 1, CL or an immediate; the count is masked by the operation."""
-
-    def build(cpu: Cpu, instruction: Instruction) -> Operation:
-        compute = cpu.alu.binary[name][8 * size_bytes(instruction, 0)]
-        count = read(cpu, instruction, 1)
-        return _update(cpu, instruction, lambda a, eflags: compute(a, count(), eflags))
 
     return build
 
@@ -338,92 +370,6 @@ def build_scan(name: str) -> Build:
     return build
 
 
-# Exchanges.
-
-
-def build_xadd(cpu: Cpu, instruction: Instruction) -> Operation:
-    """XADD: destination = sum, source = old destination."""
-    size = size_bytes(instruction, 0)
-    compute, state = cpu.alu.binary["add"][8 * size], cpu.state
-    get, put = read(cpu, instruction, 1), write(cpu, instruction, 1)
-    if not is_memory(instruction, 0):
-        get_first, put_first = read(cpu, instruction, 0), write(cpu, instruction, 0)
-
-        def add_registers() -> None:
-            old = get_first()
-            result, flags = compute(old, get(), state.eflags)
-            put(old)
-            put_first(result)
-            state.eflags = flags
-
-        return add_registers
-    segment, offset = address(cpu, instruction)
-    modify, store = modify_of(cpu, size), store_of(cpu, size)
-
-    def add_memory() -> None:
-        at = offset()
-        old = modify(segment, at)
-        result, flags = compute(old, get(), state.eflags)
-        store(segment, at, result)
-        put(old)
-        state.eflags = flags
-
-    return add_memory
-
-
-def build_cmpxchg(cpu: Cpu, instruction: Instruction) -> Operation:
-    """CMPXCHG: memory is written also when the comparison fails (with what it held)."""
-    size = size_bytes(instruction, 0)
-    compute, state = cpu.alu.ternary["cmpxchg"][8 * size], cpu.state
-    gpr, mask = state.gpr, (1 << 8 * size) - 1
-    keep = ~mask & MASK32
-    source = read(cpu, instruction, 1)
-    if not is_memory(instruction, 0):
-        get, put = read(cpu, instruction, 0), write(cpu, instruction, 0)
-
-        def exchange_register() -> None:
-            old = get()
-            result, flags = compute(gpr[EAX] & mask, old, source(), state.eflags)
-            if flags & ZF:
-                put(result)
-            else:
-                gpr[EAX] = gpr[EAX] & keep | old
-            state.eflags = flags
-
-        return exchange_register
-    segment, offset = address(cpu, instruction)
-    modify, store = modify_of(cpu, size), store_of(cpu, size)
-
-    def exchange_memory() -> None:
-        at = offset()
-        old = modify(segment, at)
-        result, flags = compute(gpr[EAX] & mask, old, source(), state.eflags)
-        store(segment, at, result)
-        if not flags & ZF:
-            gpr[EAX] = gpr[EAX] & keep | old
-        state.eflags = flags
-
-    return exchange_memory
-
-
-def build_cmpxchg8b(cpu: Cpu, instruction: Instruction) -> Operation:
-    """CMPXCHG8B: memory is written in either case."""
-    compute, state, mmu = cpu.alu.ternary["cmpxchg8b"][64], cpu.state, cpu.mmu
-    gpr = state.gpr
-    segment, offset = address(cpu, instruction)
-
-    def exchange() -> None:
-        at = offset()
-        old = mmu.load_to_modify(segment, at, 8)
-        result, flags = compute(gpr[EDX] << 32 | gpr[EAX], old, gpr[ECX] << 32 | gpr[EBX], state.eflags)
-        mmu.store(segment, at, 8, result)
-        if not flags & ZF:
-            gpr[EAX], gpr[EDX] = old & MASK32, old >> 32
-        state.eflags = flags
-
-    return exchange
-
-
 # Operations on AX: decimal arithmetic, LAHF and SAHF.
 
 
@@ -476,9 +422,9 @@ ROWS = (
     Row("cmp", build_compare("cmp")),
     Row("test", build_compare("test"), undefined=AF),
     *(Row(name, build_unary(name)) for name in ("inc", "dec", "neg", "not", "bswap")),
-    *(Row(name, build_shift(name), undefined=OF) for name in ("rol", "ror", "rcl", "rcr")),
-    *(Row(name, build_shift(name.replace("sal", "shl")), undefined=AF | OF | CF) for name in ("shl", "sal", "shr")),
-    Row("sar", build_shift("sar"), undefined=AF | OF),
+    *(Row(name, build_binary(name), undefined=OF) for name in ("rol", "ror", "rcl", "rcr")),
+    *(Row(name, build_binary(name.replace("sal", "shl")), undefined=AF | OF | CF) for name in ("shl", "sal", "shr")),
+    Row("sar", build_binary("sar"), undefined=AF | OF),
     *(Row(name, build_double_shift(name), undefined=_STATUS) for name in ("shld", "shrd")),
     Row("mul", build_mul, undefined=SF | ZF | AF | PF),
     Row("imul", build_imul, undefined=SF | ZF | AF | PF),
@@ -489,9 +435,6 @@ ROWS = (
     Row("cdq", build_sign(32)),
     *(Row(name, build_bit(name), undefined=OF | SF | AF | PF) for name in ("bt", "bts", "btr", "btc")),
     *(Row(name, build_scan(name), undefined=CF | OF | SF | AF | PF) for name in ("bsf", "bsr")),
-    Row("xadd", build_xadd),
-    Row("cmpxchg", build_cmpxchg),
-    Row("cmpxchg8b", build_cmpxchg8b),
     *(Row(name, build_on_ax(name), undefined=OF | SF | ZF | PF) for name in ("aaa", "aas")),
     *(Row(name, build_on_ax(name), undefined=OF) for name in ("daa", "das")),
     *(Row(name, build_on_ax(name)) for name in ("lahf", "sahf")),

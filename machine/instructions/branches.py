@@ -5,11 +5,11 @@ Near transfers are here; what gates, tasks and privilege levels make of the far 
 
 from __future__ import annotations
 
-from iced_x86 import Code, Instruction, OpKind
+from iced_x86 import Code, ConditionCode, Instruction, OpKind
 
 from machine.cpu import Cpu
 from machine.faults import SoftwareInterrupt, Vector, general_protection, invalid_opcode
-from machine.flags import OF, ZF
+from machine.flags import CF, OF, PF, SF, ZF
 from machine.instructions.operands import (
     CONDITION_NAMES,
     MASKS,
@@ -60,15 +60,46 @@ def build_jump(cpu: Cpu, instruction: Instruction) -> Operation:
     return jump_indirect
 
 
+# Conditions that one bit decides, or that ask whether either of two is set, by the condition code without its lowest
+# bit, which turns them round; the others compare SF with OF.
+_FLAGS_OF_CONDITION = {0: OF, 2: CF, 4: ZF, 6: CF | ZF, 8: SF, 10: PF}
+
+
 def build_jump_if(cpu: Cpu, instruction: Instruction) -> Operation:
     """Jcc."""
     state, cs = cpu.state, cpu.state.segments[CS]
     mask = MASKS[branch_bytes(instruction)]
     distance, following = instruction.near_branch_target, instruction.next_ip32
-    holds = condition(instruction)
+    code = instruction.condition_code - ConditionCode.O
+    flags = _FLAGS_OF_CONDITION.get(code & ~1)
+    if flags is None:
+        holds = condition(instruction)
 
-    def jump_if() -> None:
-        if holds(state.eflags):
+        def jump_if() -> None:
+            if holds(state.eflags):
+                target = (state.eip + distance) & mask
+                if target > cs.limit:
+                    raise general_protection()
+                state.eip = target
+            else:
+                state.eip = (state.eip + following) & MASK32
+
+        return jump_if
+    if code & 1:
+
+        def jump_if_clear() -> None:
+            if state.eflags & flags:
+                state.eip = (state.eip + following) & MASK32
+            else:
+                target = (state.eip + distance) & mask
+                if target > cs.limit:
+                    raise general_protection()
+                state.eip = target
+
+        return jump_if_clear
+
+    def jump_if_set() -> None:
+        if state.eflags & flags:
             target = (state.eip + distance) & mask
             if target > cs.limit:
                 raise general_protection()
@@ -76,7 +107,7 @@ def build_jump_if(cpu: Cpu, instruction: Instruction) -> Operation:
         else:
             state.eip = (state.eip + following) & MASK32
 
-    return jump_if
+    return jump_if_set
 
 
 def build_loop(cpu: Cpu, instruction: Instruction) -> Operation:

@@ -1,4 +1,4 @@
-"""Rows that move data: MOV, extensions, XCHG, the stack, LEA, XLAT, BOUND.
+"""Rows that move data: MOV, extensions, the stack, LEA, XLAT, BOUND.
 
 It must not know segments' loading rules: loads of segment registers call `machine.segmentation`.
 """
@@ -19,7 +19,6 @@ from machine.instructions.operands import (
     gpr_number,
     is_memory,
     load_of,
-    modify_of,
     read,
     read_register,
     segment_number,
@@ -158,32 +157,6 @@ def build_extend_sign(cpu: Cpu, instruction: Instruction) -> Operation:
     sign = 1 << 8 * size_bytes(instruction, 1) - 1
     mask = MASKS[size_bytes(instruction, 0)]
     return lambda: put((source() ^ sign) - sign & mask)
-
-
-def build_exchange(cpu: Cpu, instruction: Instruction) -> Operation:
-    """XCHG; with memory it is a read-modify-write."""
-    size = size_bytes(instruction, 0)
-    if not is_memory(instruction, 0):
-        read_a, read_b = read(cpu, instruction, 0), read(cpu, instruction, 1)
-        write_a, write_b = write(cpu, instruction, 0), write(cpu, instruction, 1)
-
-        def swap() -> None:
-            a = read_a()
-            write_a(read_b())
-            write_b(a)
-
-        return swap
-    segment, offset = address(cpu, instruction)
-    modify, store = modify_of(cpu, size), store_of(cpu, size)
-    get, put = read(cpu, instruction, 1), write(cpu, instruction, 1)
-
-    def exchange() -> None:
-        at = offset()
-        value = modify(segment, at)
-        store(segment, at, get())
-        put(value)
-
-    return exchange
 
 
 def build_lea(cpu: Cpu, instruction: Instruction) -> Operation:
@@ -437,7 +410,6 @@ ROWS = (
     Row("lgs", build_load_far_pointer),
     Row("movzx", build_extend),
     Row("movsx", build_extend_sign),
-    Row("xchg", build_exchange),
     Row("lea", build_lea),
     *(Row(f"cmov{name}", build_cmov) for name in CONDITION_NAMES),
     *(Row(f"set{name}", build_set) for name in CONDITION_NAMES),

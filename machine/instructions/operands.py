@@ -24,6 +24,12 @@ _SEGMENTS = {
     Register.FS: 4,
     Register.GS: 5,
 }
+_IMMEDIATES = frozenset(
+    (
+        OpKind.IMMEDIATE8, OpKind.IMMEDIATE8_2ND, OpKind.IMMEDIATE8TO16, OpKind.IMMEDIATE8TO32, OpKind.IMMEDIATE16,
+        OpKind.IMMEDIATE32,
+    )
+)  # fmt: skip
 # Jcc, SETcc and CMOVcc by the decoder's names, in the order of their opcodes.
 CONDITION_NAMES = ("o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge", "le", "g")
 MASKS = {1: 0xFF, 2: 0xFFFF, 4: MASK32}
@@ -61,6 +67,11 @@ def condition(instruction: Instruction) -> Callable[[int], bool]:
 def is_memory(instruction: Instruction, n: int) -> bool:
     """Operand `n` is memory with a ModRM or moffs address."""
     return instruction.op_kind(n) == OpKind.MEMORY
+
+
+def is_immediate(instruction: Instruction, n: int) -> bool:
+    """Operand `n` is a constant; the 1 of a shift by 1 too."""
+    return instruction.op_kind(n) in _IMMEDIATES
 
 
 # Registers.
