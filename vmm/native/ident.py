@@ -21,7 +21,7 @@ IDENT = frozenset(
         "add", "or", "adc", "sbb", "and", "sub", "xor", "cmp", "test", "mov", "movzx", "movsx", "xchg", "lea",
         "inc", "dec", "neg", "not", "mul", "imul", "div", "idiv", "rol", "ror", "rcl", "rcr", "shl", "sal", "shr",
         "sar", "shld", "shrd", "bt", "bts", "btr", "btc", "bsf", "bsr", "bswap", "xadd", "cmpxchg", "cmpxchg8b",
-        "cbw", "cwde", "cwd", "cdq", "clc", "stc", "cmc", "cld", "std", "lahf", "sahf", "nop",
+        "cbw", "cwde", "cwd", "cdq", "clc", "stc", "cmc", "cld", "std", "lahf", "sahf",
         *(f"set{name}" for name in CONDITION_NAMES), *(f"cmov{name}" for name in CONDITION_NAMES),
     }
 )  # fmt: skip

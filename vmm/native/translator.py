@@ -28,7 +28,7 @@ Emitter = Callable[[Draft, Instruction], bool]
 
 
 def emit_nothing(_draft: Draft, _instruction: Instruction) -> bool:
-    """PAUSE: a hint."""
+    """PAUSE and NOP, whose operand is not accessed; to the host the reserved NOPs may mean something else."""
     return True
 
 
@@ -43,6 +43,7 @@ EMITTERS: dict[str, Emitter] = {
     "pop": stack.emit_pop,
     "leave": stack.emit_leave,
     "pause": emit_nothing,
+    "nop": emit_nothing,
     **{f"{kind}{width}": strings.emit_string for kind in ("movs", "cmps", "stos", "lods", "scas") for width in "bwd"},
 }
 
