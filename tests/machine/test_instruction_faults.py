@@ -16,7 +16,7 @@ import pytest
 from iced_x86 import OpKind, Register
 
 from machine.faults import PF_PRESENT, PF_USER, PF_WRITE, Vector
-from machine.flags import AC
+from machine.flags import AC, ALWAYS_SET, IF
 from tests.machine.instruction_cases import Bits, Case
 from tests.machine.instruction_checks import (
     BITS,
@@ -119,6 +119,7 @@ def check_restart(case: Case, job: Job, seen: Outcome, whole: Outcome) -> list[s
         for name, then, now in (
             ("gpr", job.gpr, seen.gpr),
             ("eip", job.eip, seen.eip),
+            ("eflags", job.eflags | IF | ALWAYS_SET, seen.eflags),
             ("selectors", job.selectors, seen.selectors),
             ("memory", before, dict(seen.memory)),
         ):
