@@ -89,7 +89,7 @@ def test_every_encoding(name: str, tc: TranslationCache) -> None:
         emitted += 1
         if 0x82 in case.code[:2]:
             continue  # the host raises SIGILL, and the interpreter does it
-        decoded = list(Decoder(64, code, 0, 0))
+        decoded = list(Decoder(64, code))
         assert len(decoded) == 1, f"{case}: {code.hex(' ')}"
         assert_same(case.instruction, decoded[0])
     assert emitted
