@@ -201,7 +201,8 @@ class Mmu:
             if size_bytes <= 4:
                 memory.store(physical, size_bytes, value)
             else:
-                memory.write(physical, value.to_bytes(8, "little"))
+                memory.store(physical, 4, value & MASK32)
+                memory.store(physical + 4, 4, value >> 32)
         else:
             second = self.translate((linear + first_bytes) & MASK32, write=True, user=user)
             data = value.to_bytes(size_bytes, "little")

@@ -648,3 +648,93 @@ def test_sti_and_cli_change_if_alone() -> None:
     assert lab.state.eflags == before | IF
     lab.run("fa")
     assert lab.state.eflags == before
+
+
+@dataclass(slots=True)
+class Window:
+    """Device memory that reads 5 everywhere and remembers accesses: L or S with the size, and the offset if not 0."""
+
+    log: list[str] = field(default_factory=list)
+
+    def load(self, offset: int, size_bytes: int) -> int:
+        self.log.append(f"L{size_bytes}" + (f"+{offset}" if offset else ""))
+        return 5
+
+    def store(self, offset: int, size_bytes: int, value: int) -> None:
+        assert 0 <= value < 1 << 8 * size_bytes
+        self.log.append(f"S{size_bytes}" + (f"+{offset}" if offset else ""))
+
+
+@pytest.mark.parametrize(
+    ("code", "accesses"),
+    [
+        ("8b 03", "L4"),
+        ("66 8b 03", "L2"),
+        ("8a 03", "L1"),
+        ("89 03", "S4"),
+        ("66 89 03", "S2"),
+        ("88 03", "S1"),
+        ("c6 03 07", "S1"),
+        ("01 03", "L4 S4"),
+        ("80 03 07", "L1 S1"),
+        ("03 03", "L4"),
+        ("39 03", "L4"),
+        ("66 85 03", "L2"),
+        ("f6 13", "L1 S1"),
+        ("d3 23", "L4 S4"),  # SHL by 0
+        ("c0 23 00", "L1 S1"),
+        ("0f a5 03", "L4 S4"),
+        ("87 03", "L4 S4"),
+        ("86 03", "L1 S1"),
+        ("0f c1 03", "L4 S4"),
+        ("0f b1 03", "L4 S4"),  # CMPXCHG, different
+        ("0f b0 03", "L1 S1"),
+        ("0f c7 0b", "L4 L4+4 S4 S4+4"),  # CMPXCHG8B, different
+        ("0f ba 23 01", "L4"),
+        ("0f ba 2b 00", "L4 S4"),  # BTS of a bit that is set
+        ("66 0f ba 33 01", "L2 S2"),
+        ("0f 94 03", "S1"),
+        ("0f 44 03", "L4"),  # CMOVZ with ZF clear
+        ("0f b6 03", "L1"),
+        ("66 0f b6 03", "L1"),
+        ("0f bf 03", "L2"),
+        ("0f bc 03", "L4"),
+        ("f7 23", "L4"),
+        ("f6 2b", "L1"),
+        ("69 03 07 00 00 00", "L4"),
+        ("ff 33", "L4"),
+        ("8f 03", "S4"),
+        ("66 8f 03", "S2"),
+        ("8c 1b", "S2"),
+        ("0f 01 23", "S2"),
+        ("0f 01 03", "S2 S4+2"),
+        ("0f 01 13", "L2 L4+2"),
+        ("0f 00 03", "S2"),
+        ("0f 00 23", "L2"),
+        ("63 03", "L2"),  # ARPL, RPL high enough
+        ("62 03", "L4 L4+4"),
+        ("a1 00 00 00 e0", "L4"),
+        ("a2 00 00 00 e0", "S1"),
+        ("d7", "L1"),
+        ("a5", "L4+256 S4"),
+        ("66 a5", "L2+256 S2"),
+        ("a7", "L4+256 L4"),
+        ("ab", "S4"),
+        ("ad", "L4+256"),
+        ("ae", "L1"),
+        ("f3 a4", "L1+256 S1 L1+257 S1+1"),
+        ("0f 0b", ""),
+        ("8d 03", ""),
+        ("0f 1f 03", ""),
+        ("0f 01 3b", ""),
+    ],
+)
+def test_what_a_device_sees(code: str, accesses: str) -> None:
+    lab = Lab()
+    window = Window()
+    lab.memory.map_device(0xE000_0000, 0x1000, window)
+    lab.run(code, eax=0xE000_0000 & 0xFF, ecx=0, edx=0, ebx=0xE000_0000, esi=0xE000_0100, edi=0xE000_0000)
+    if code.startswith("f3"):
+        window.log.clear()
+        lab.run(code, ecx=2, esi=0xE000_0100, edi=0xE000_0000)
+    assert " ".join(window.log) == accesses
