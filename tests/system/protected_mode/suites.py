@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tests.system.protected_mode import control, interrupts, limits, paging, segments, tasks, transfers, virtual86
+from tests.system.protected_mode import (
+    control,
+    interrupts,
+    limits,
+    mixtures,
+    paging,
+    segments,
+    tasks,
+    transfers,
+    virtual86,
+)
 from tests.system.protected_mode.harness import Case
 
 # A batch must fit into what Bochs loads in one piece.
@@ -77,6 +87,9 @@ SUITES = tuple(
         (limits.data, False),
         (limits.stacks, False),
         (limits.code, False),
+        (mixtures.call_gates, False),
+        (mixtures.interrupts, False),
+        (mixtures.returns, False),
     )
 )
 
