@@ -178,6 +178,18 @@ def test_room_on_the_stack_includes_the_error_code() -> None:
     assert cpu.state.gpr[ESP] == 0
 
 
+def test_an_inner_stack_needs_room_for_the_whole_frame() -> None:
+    cpu = with_handlers(13)
+    to_ring_3(cpu)
+    set_descriptor(cpu, FREE, encode_segment(0x6000, 0xFFF, 0x493))
+    cpu.memory.write(TSS + 4, struct.pack("<II", 23, FREE))
+    with fault(cpu, Vector.SS, FREE | EXT):
+        deliver(cpu, 13, software=False, external=False, error_code=0, return_eip=EIP)
+    cpu.memory.write(TSS + 4, struct.pack("<II", 24, FREE))
+    deliver(cpu, 13, software=False, external=False, error_code=0, return_eip=EIP)
+    assert cpu.state.gpr[ESP] == 0
+
+
 FAULTS = (0, 5, 6, 7, 10, 11, 12, 13, 14, 16, 17)
 
 

@@ -7,11 +7,11 @@ import struct
 import pytest
 
 from machine.cpu import Cpu
-from machine.descriptors import TSS16, TSS32, Descriptor, encode_segment, read_descriptor
+from machine.descriptors import LDT, TSS16, TSS32, Descriptor, encode_segment, read_descriptor
 from machine.faults import EXT, GuestFault, Vector
-from machine.flags import IF, NT, VM
-from machine.state import CR0_PG, CR0_TS, CS, DR6_BT, EAX, ESP, FS, SS
-from machine.tasks import SwitchKind, inner_stack, switch_task
+from machine.flags import IF, IOPL, NT, VIF, VIP, VM
+from machine.state import CR0_PG, CR0_TS, CR4_PVI, CR4_VME, CS, DR6_BT, EAX, ESP, FS, SS
+from machine.tasks import SwitchKind, check_virtual_interrupt, inner_stack, switch_task
 from tests.machine.ring0 import (
     CODE0,
     CODE3,
@@ -158,6 +158,10 @@ def test_the_old_tss_must_hold_what_is_saved() -> None:
     [
         ({"ldt": DATA0}, Vector.TS, DATA0),
         ({"ldt": 4}, Vector.TS, 4),
+        ({"ldt": FREE + 16}, Vector.TS, FREE + 16),
+        ({"ldt": FREE + 16, "cs": 0}, Vector.TS, FREE + 16),
+        ({"ldt": FREE + 16, "eflags": 2 | VM}, Vector.TS, FREE + 16),
+        ({"ldt": DATA0, "eflags": 2 | VM}, Vector.TS, DATA0),
         ({"cs": 0}, Vector.TS, 0),
         ({"cs": DATA0}, Vector.TS, DATA0),
         ({"cs": CODE0 | 3}, Vector.TS, CODE0),
@@ -173,6 +177,7 @@ def test_the_old_tss_must_hold_what_is_saved() -> None:
 def test_after_the_commit_point_faults_are_the_new_tasks(changes: dict[str, int], vector: int, code: int) -> None:
     cpu, target = two_tasks(**changes)
     set_descriptor(cpu, FREE + 8, flat(DATA & ~0x80))
+    set_descriptor(cpu, FREE + 16, encode_segment(0x1800, 0x3F, LDT))
     with pytest.raises(GuestFault) as caught:
         switch_task(cpu, FREE, target, SwitchKind.CALL, RETURN_EIP, ext=EXT)
     assert (caught.value.vector, caught.value.error_code) == (vector, code | EXT)
@@ -212,6 +217,36 @@ def test_eip_must_be_within_the_new_code_segment() -> None:
     with pytest.raises(GuestFault) as caught:
         switch_task(cpu, FREE, target, SwitchKind.JUMP, RETURN_EIP)
     assert (caught.value.vector, caught.value.error_code, caught.value.return_eip) == (Vector.GP, 0, 0x6000)
+    cpu, target = two_tasks(cs=FREE + 8)
+    set_descriptor(cpu, FREE + 8, encode_segment(0, 0x6000, 0x9B))
+    switch_task(cpu, FREE, target, SwitchKind.JUMP, RETURN_EIP)
+    assert cpu.state.eip == 0x6000
+
+
+@pytest.mark.parametrize(
+    ("flags", "cr4", "level", "faults"),
+    [
+        (VIF | VIP, CR4_PVI, 3, True),
+        (VIF | VIP, CR4_VME, 3, False),
+        (VIF | VIP, CR4_PVI, 2, False),
+        (VIF | VIP | VM, CR4_VME, 3, True),
+        (VIF | VIP | VM, CR4_PVI, 3, True),
+        (VIF | VIP | VM, 0, 3, False),
+        (VIF | VIP | IOPL, CR4_PVI | CR4_VME, 3, False),
+        (VIF | VIP | 2 << 12, CR4_PVI, 3, True),
+        (VIF, CR4_PVI, 3, False),
+        (VIP, CR4_PVI, 3, False),
+    ],
+)
+def test_a_virtual_interrupt_that_is_pending_and_enabled(flags: int, cr4: int, level: int, faults: bool) -> None:
+    cpu = protected_cpu()
+    cpu.state.eflags, cpu.state.cr4 = 2 | flags, cr4
+    cpu.set_cpl(level)
+    if faults:
+        with fault(cpu, Vector.GP, 0):
+            check_virtual_interrupt(cpu)
+    else:
+        check_virtual_interrupt(cpu)
 
 
 def test_the_t_bit_makes_a_trap_and_local_breakpoints_stay_behind() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from machine.cpu import Cpu
-from machine.descriptors import CALL_GATE16, CALL_GATE32, encode_gate, encode_segment
+from machine.descriptors import CALL_GATE16, CALL_GATE32, TASK_GATE, encode_gate, encode_segment
 from machine.faults import Vector
 from machine.flags import CF, ID, IF, IOPL, NT, RF, TF, VIF, VIP, VM
 from machine.state import CR0_PE, CR0_PG, CS, DS, ESP, SS
@@ -141,6 +141,43 @@ def test_a_jump_to_ring_0_code_from_itself() -> None:
     assert cpu.state.segments[CS].fields == (FREE, 0x100, 0xFFF, CODE | 0x400)
     assert cpu.state.eip == 0xFFF
     assert descriptor_of(cpu, FREE) >> 40 & 1
+
+
+def test_task_gates_and_what_is_no_target() -> None:
+    cpu = protected_cpu()
+    set_descriptor(cpu, FREE, encode_gate(TASK_GATE, FREE + 8, 0) & ~(0x80 << 40))
+    with fault(cpu, Vector.NP, FREE):
+        far_jump(cpu, FREE, 0, 4, NEXT)
+    for target, code in ((FREE + 8, FREE + 8), (0, 0), (4, 4), (DATA0, DATA0)):
+        set_descriptor(cpu, FREE, encode_gate(TASK_GATE, target, 0))
+        with fault(cpu, Vector.GP, code):
+            far_call(cpu, FREE, 0, 4, NEXT)
+    for selector, vector, code in ((0, Vector.GP, 0), (0x100, Vector.GP, 0x100), (DATA0, Vector.GP, DATA0)):
+        with fault(cpu, vector, code):
+            far_jump(cpu, selector, 0, 4, NEXT)
+
+
+@pytest.mark.parametrize("words", [2, 3])
+def test_returns_check_the_code_segment_and_eip(words: int) -> None:
+    cpu = protected_cpu()
+    set_descriptor(cpu, FREE, encode_segment(0, 0xFFF, CODE))
+    set_descriptor(cpu, FREE + 8, flat(CODE & ~0x80))
+    for selector, eip, vector, code in (
+        (0, 0, Vector.GP, 0),
+        (3, 0, Vector.GP, 0),
+        (DATA0, 0, Vector.GP, DATA0),
+        (FREE + 8, 0, Vector.NP, FREE + 8),
+        (FREE, 0x1000, Vector.GP, 0),
+        (0x100, 0, Vector.GP, 0x100),
+    ):
+        cpu.state.gpr[ESP] = STACK0
+        push(cpu, *([2] if words == 3 else []), selector, eip)
+        with fault(cpu, vector, code):
+            far_return(cpu, 4, 0) if words == 2 else interrupt_return(cpu, 4, 0)
+    cpu.state.gpr[ESP] = STACK0
+    push(cpu, *([2] if words == 3 else []), FREE, 0xFFF)
+    far_return(cpu, 4, 0) if words == 2 else interrupt_return(cpu, 4, 0)
+    assert cpu.state.eip == 0xFFF
 
 
 def test_conforming_code_runs_at_the_callers_level() -> None:
