@@ -27,11 +27,10 @@ from machine.instructions.operands import (
     write,
     write_register,
 )
-from machine.instructions.table import Operation, Row
+from machine.instructions.table import Build, Operation, Row
 from machine.state import EAX, EDX, MASK32
 
 Pure = Callable[[int, int], tuple[int, int]]
-Build = Callable[[Cpu, Instruction], Operation]
 
 
 def _update(cpu: Cpu, instruction: Instruction, change: Pure) -> Operation:

@@ -1,14 +1,14 @@
 """Rows that move data: MOV, extensions, the stack, LEA, XLAT, BOUND.
 
-It must not know segments' loading rules: loads of segment registers call `machine.segmentation`.
+Loads and stores of segment, control and debug registers are elsewhere.
 """
 
 from __future__ import annotations
 
-from iced_x86 import Code, Instruction, Mnemonic, OpKind, Register
+from iced_x86 import Code, Instruction, OpKind, Register
 
 from machine.cpu import Cpu
-from machine.faults import GuestFault, Vector, invalid_opcode
+from machine.faults import GuestFault, Vector
 from machine.instructions.operands import (
     CONDITION_NAMES,
     MASKS,
@@ -20,19 +20,15 @@ from machine.instructions.operands import (
     is_memory,
     load_of,
     read,
-    read_register,
-    segment_number,
     size_bytes,
+    stack_bytes,
     store_of,
     string_source,
     write,
     write_register,
 )
-from machine.instructions.table import Effect, Operation, Row
-from machine.segmentation import load_segment
-from machine.state import CS, DS, EAX, EBP, EBX, ES, ESP, FS, GS, MASK32, SEG_DB, SHADOW_MOV_SS, SS
-
-_FAR_POINTERS = {Mnemonic.LES: ES, Mnemonic.LSS: SS, Mnemonic.LDS: DS, Mnemonic.LFS: FS, Mnemonic.LGS: GS}
+from machine.instructions.table import Operation, Row
+from machine.state import EAX, EBP, EBX, ESP, MASK32, SEG_DB, SS
 
 
 def build_nop(_cpu: Cpu, _instruction: Instruction) -> Operation:
@@ -87,62 +83,6 @@ def build_mov(cpu: Cpu, instruction: Instruction) -> Operation:
         store(segment, offset(), source())
 
     return store_value
-
-
-def build_mov_from_segment(cpu: Cpu, instruction: Instruction) -> Operation:
-    """MOV r/m, Sreg: 16 bits into memory; a 32-bit register is zero-extended."""
-    selector = read_register(cpu.state, instruction.op_register(1))
-    if is_memory(instruction, 0):
-        segment, offset = address(cpu, instruction)
-        store16 = cpu.mmu.store16
-        return lambda: store16(segment, offset(), selector())
-    put = write_register(cpu.state, instruction.op_register(0))
-    return lambda: put(selector())
-
-
-def build_mov_to_segment(cpu: Cpu, instruction: Instruction) -> Operation:
-    """MOV Sreg, r/m16: interrupts and debug traps are held off for one instruction after a load of SS."""
-    number = segment_number(instruction.op_register(0))
-    if number == CS:
-        return _undefined
-    if is_memory(instruction, 1):
-        segment, offset = address(cpu, instruction)
-        load16 = cpu.mmu.load16
-
-        def source() -> int:
-            return load16(segment, offset())
-    else:
-        source = read(cpu, instruction, 1)
-    state = cpu.state
-
-    def load() -> None:
-        load_segment(cpu, number, source() & 0xFFFF)
-        if number == SS:
-            state.shadow = SHADOW_MOV_SS
-
-    return load
-
-
-def _undefined() -> None:
-    raise invalid_opcode()
-
-
-def build_load_far_pointer(cpu: Cpu, instruction: Instruction) -> Operation:
-    """LES, LDS, LSS, LFS, LGS: offset and selector from memory; the register changes only if the selector loads."""
-    number = _FAR_POINTERS[instruction.mnemonic]
-    size = size_bytes(instruction, 0)
-    segment, offset = address(cpu, instruction)
-    mmu, mask = cpu.mmu, address_mask(instruction)
-    put = write_register(cpu.state, instruction.op_register(0))
-
-    def load() -> None:
-        at = offset()
-        value = mmu.load(segment, at, size)
-        selector = mmu.load16(segment, (at + size) & mask)
-        load_segment(cpu, number, selector)
-        put(value)
-
-    return load
 
 
 def build_extend(cpu: Cpu, instruction: Instruction) -> Operation:
@@ -200,11 +140,6 @@ def build_xlat(cpu: Cpu, instruction: Instruction) -> Operation:
 
 
 # The stack.
-
-
-def stack_bytes(instruction: Instruction) -> int:
-    """2 or 4: the operand size of a stack instruction."""
-    return abs(instruction.stack_pointer_increment)
 
 
 def build_push(cpu: Cpu, instruction: Instruction) -> Operation:
@@ -266,24 +201,6 @@ def build_pop(cpu: Cpu, instruction: Instruction) -> Operation:
 
         return pop32
     return lambda: put(pop(size))
-
-
-def build_pop_segment(cpu: Cpu, instruction: Instruction) -> Operation:
-    """POP Sreg: the whole operand is read, and ESP moves past it once the selector, its low half, has loaded."""
-    size = stack_bytes(instruction)
-    number = segment_number(instruction.op_register(0))
-    state, mmu = cpu.state, cpu.mmu
-
-    def pop() -> None:
-        offset = state.gpr[ESP] & cpu.stack_mask
-        selector = mmu.load(state.segments[SS], offset, size) & 0xFFFF
-        mask = cpu.stack_mask  # of the stack that was popped: POP SS may change its width
-        load_segment(cpu, number, selector)
-        state.gpr[ESP] = state.gpr[ESP] & ~mask & MASK32 | (offset + size) & mask
-        if number == SS:
-            state.shadow = SHADOW_MOV_SS
-
-    return pop
 
 
 def build_pusha(cpu: Cpu, instruction: Instruction) -> Operation:
@@ -401,13 +318,6 @@ ROWS = (
     Row("nop", build_nop),
     Row("pause", build_nop),
     Row("mov", build_mov),
-    Row("mov_from_sreg", build_mov_from_segment),
-    Row("mov_to_sreg", build_mov_to_segment, Effect.SYSTEM),
-    Row("lds", build_load_far_pointer),
-    Row("les", build_load_far_pointer),
-    Row("lss", build_load_far_pointer, Effect.SYSTEM),
-    Row("lfs", build_load_far_pointer),
-    Row("lgs", build_load_far_pointer),
     Row("movzx", build_extend),
     Row("movsx", build_extend_sign),
     Row("lea", build_lea),
@@ -416,7 +326,6 @@ ROWS = (
     Row("xlatb", build_xlat),
     Row("push", build_push),
     Row("pop", build_pop),
-    Row("pop_sreg", build_pop_segment, Effect.SYSTEM),
     Row("pusha", build_pusha),
     Row("pushad", build_pusha),
     Row("popa", build_popa),

@@ -59,6 +59,11 @@ def size_bytes(instruction: Instruction, n: int) -> int:
     return MemorySizeExt.size(instruction.memory_size)
 
 
+def stack_bytes(instruction: Instruction) -> int:
+    """2 or 4: the operand size of a stack instruction."""
+    return abs(instruction.stack_pointer_increment)
+
+
 def condition(instruction: Instruction) -> Callable[[int], bool]:
     """The predicate on EFLAGS of a conditional instruction."""
     return CONDITIONS[instruction.condition_code - ConditionCode.O]
@@ -200,6 +205,16 @@ def read(cpu: Cpu, instruction: Instruction, n: int) -> Read:
         return lambda: load16(segment, offset())
     load8 = mmu.load8
     return lambda: load8(segment, offset())
+
+
+def read_word(cpu: Cpu, instruction: Instruction, n: int) -> Read:
+    """A closure that reads the 16 bits of operand `n` that count whatever the operand size is: selectors, LMSW."""
+    if instruction.op_kind(n) == OpKind.MEMORY:
+        segment, offset = address(cpu, instruction)
+        load16 = cpu.mmu.load16
+        return lambda: load16(segment, offset())
+    register = read_register(cpu.state, instruction.op_register(n))
+    return lambda: register() & 0xFFFF
 
 
 def write(cpu: Cpu, instruction: Instruction, n: int) -> Write:

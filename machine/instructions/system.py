@@ -1,50 +1,56 @@
-"""Rows of system instructions: flags, control and debug registers, descriptor tables, ports, CPUID, MSRs, HLT.
+"""Rows of system instructions: flags, control and debug registers, MSRs, CPUID, ports, HLT, SYSENTER and SYSEXIT.
 
-Operands and closures are here; the rules of protection are `machine.control`'s and `machine.segmentation`'s.
+Operands and closures are here; the rules of protection are `machine.control`'s.
 """
 
 from __future__ import annotations
 
 from iced_x86 import Code, Instruction, Register
 
-from machine import control, segmentation
+from machine import control
 from machine.cpu import Cpu
-from machine.faults import GuestFault, general_protection, invalid_opcode
-from machine.flags import CF, DF, VM, ZF
+from machine.faults import GuestFault, general_protection
+from machine.flags import CF, DF
 from machine.instructions.operands import (
     MASKS,
-    Read,
     address,
-    address_mask,
-    gpr_number,
     is_memory,
     read,
+    read_word,
     size_bytes,
     write,
 )
-from machine.instructions.table import CODE_NAMES, Effect, Operation, Row
+from machine.instructions.table import Build, Effect, Operation, Row
 from machine.state import CR0_PE, CR4_TSD, EAX, EBX, ECX, EDX, ESP, MASK32
 from machine.transfers import sysenter, sysexit
 
 
-def build_clc(cpu: Cpu, _instruction: Instruction) -> Operation:
-    """CLC."""
-    state = cpu.state
+def build_clear(flag: int) -> Build:
+    """CLC, CLD."""
 
-    def clear() -> None:
-        state.eflags &= ~CF
+    def build(cpu: Cpu, _instruction: Instruction) -> Operation:
+        state, others = cpu.state, ~flag
 
-    return clear
+        def clear() -> None:
+            state.eflags &= others
+
+        return clear
+
+    return build
 
 
-def build_stc(cpu: Cpu, _instruction: Instruction) -> Operation:
-    """STC."""
-    state = cpu.state
+def build_set(flag: int) -> Build:
+    """STC, STD."""
 
-    def set_carry() -> None:
-        state.eflags |= CF
+    def build(cpu: Cpu, _instruction: Instruction) -> Operation:
+        state = cpu.state
 
-    return set_carry
+        def set_flag() -> None:
+            state.eflags |= flag
+
+        return set_flag
+
+    return build
 
 
 def build_cmc(cpu: Cpu, _instruction: Instruction) -> Operation:
@@ -55,26 +61,6 @@ def build_cmc(cpu: Cpu, _instruction: Instruction) -> Operation:
         state.eflags ^= CF
 
     return complement
-
-
-def build_cld(cpu: Cpu, _instruction: Instruction) -> Operation:
-    """CLD."""
-    state = cpu.state
-
-    def clear() -> None:
-        state.eflags &= ~DF
-
-    return clear
-
-
-def build_std(cpu: Cpu, _instruction: Instruction) -> Operation:
-    """STD."""
-    state = cpu.state
-
-    def set_direction() -> None:
-        state.eflags |= DF
-
-    return set_direction
 
 
 def build_cli(cpu: Cpu, _instruction: Instruction) -> Operation:
@@ -193,22 +179,13 @@ def build_smsw(cpu: Cpu, instruction: Instruction) -> Operation:
 
 def build_lmsw(cpu: Cpu, instruction: Instruction) -> Operation:
     """LMSW: PE can be set and not cleared."""
-    source = _word(cpu, instruction)
+    source = read_word(cpu, instruction, 0)
 
     def load() -> None:
         control.check_privilege(cpu)
         control.load_msw(cpu, source())
 
     return load
-
-
-def _word(cpu: Cpu, instruction: Instruction) -> Read:
-    """A closure that reads operand 0, of which 16 bits count whatever the operand size is."""
-    if is_memory(instruction, 0):
-        segment, offset = address(cpu, instruction)
-        return lambda: cpu.mmu.load16(segment, offset())
-    register = read(cpu, instruction, 0)
-    return lambda: register() & 0xFFFF
 
 
 def build_rdmsr(cpu: Cpu, _instruction: Instruction) -> Operation:
@@ -273,156 +250,6 @@ def build_invlpg(cpu: Cpu, instruction: Instruction) -> Operation:
     return invalidate
 
 
-# Descriptor tables and selectors.
-
-
-def build_store_table(cpu: Cpu, instruction: Instruction) -> Operation:
-    """SGDT, SIDT: with a 16-bit operand the base's top byte is stored too, as current processors do."""
-    table = cpu.state.gdtr if CODE_NAMES[instruction.code].startswith("SGDT") else cpu.state.idtr
-    segment, offset = address(cpu, instruction)
-    mmu, mask = cpu.mmu, address_mask(instruction)
-
-    def store() -> None:
-        at = offset()
-        base_at = (at + 2) & mask
-        mmu.check(segment, at, 2, write=True)
-        mmu.check(segment, base_at, 4, write=True)
-        mmu.store16(segment, at, table.limit)
-        mmu.store32(segment, base_at, table.base)
-
-    return store
-
-
-def build_load_table(cpu: Cpu, instruction: Instruction) -> Operation:
-    """LGDT, LIDT: a 16-bit operand size loads 24 bits of the base."""
-    name = CODE_NAMES[instruction.code]
-    table = cpu.state.gdtr if name.startswith("LGDT") else cpu.state.idtr
-    base_mask = 0xFF_FFFF if name.endswith("_16") else MASK32
-    segment, offset = address(cpu, instruction)
-    mmu, mask = cpu.mmu, address_mask(instruction)
-
-    def load() -> None:
-        control.check_privilege(cpu)
-        at = offset()
-        limit = mmu.load16(segment, at)
-        base = mmu.load32(segment, (at + 2) & mask)
-        table.limit, table.base = limit, base & base_mask
-
-    return load
-
-
-def _need_protected_mode(cpu: Cpu) -> None:
-    if not cpu.state.cr0 & CR0_PE or cpu.state.eflags & VM:
-        raise invalid_opcode()
-
-
-def build_store_selector(cpu: Cpu, instruction: Instruction) -> Operation:
-    """SLDT, STR: 16 bits into memory, zero-extended into a register."""
-    source = cpu.state.ldtr if CODE_NAMES[instruction.code].startswith("SLDT") else cpu.state.tr
-    if is_memory(instruction, 0):
-        segment, offset = address(cpu, instruction)
-
-        def store() -> None:
-            _need_protected_mode(cpu)
-            cpu.mmu.store16(segment, offset(), source.selector)
-
-        return store
-    put = write(cpu, instruction, 0)
-
-    def move() -> None:
-        _need_protected_mode(cpu)
-        put(source.selector)
-
-    return move
-
-
-def build_load_selector(cpu: Cpu, instruction: Instruction) -> Operation:
-    """LLDT, LTR."""
-    is_ldt = CODE_NAMES[instruction.code].startswith("LLDT")
-    load = segmentation.load_ldt if is_ldt else segmentation.load_task_register
-    source = _word(cpu, instruction)
-
-    def load_selector() -> None:
-        _need_protected_mode(cpu)
-        control.check_privilege(cpu)
-        load(cpu, source())
-
-    return load_selector
-
-
-def build_verify(cpu: Cpu, instruction: Instruction) -> Operation:
-    """VERR, VERW: ZF says whether the segment can be read or written."""
-    for_writing = CODE_NAMES[instruction.code].startswith("VERW")
-    source, state = _word(cpu, instruction), cpu.state
-
-    def verify() -> None:
-        _need_protected_mode(cpu)
-        allowed = segmentation.verify(cpu, source(), for_writing)
-        state.eflags = state.eflags | ZF if allowed else state.eflags & ~ZF
-
-    return verify
-
-
-def build_inspect(cpu: Cpu, instruction: Instruction) -> Operation:
-    """LAR, LSL: ZF says whether there is an answer; without one the register keeps its value."""
-    is_lar = CODE_NAMES[instruction.code].startswith("LAR")
-    inspect = segmentation.access_rights if is_lar else segmentation.segment_limit
-    put, mask = write(cpu, instruction, 0), MASKS[size_bytes(instruction, 0)]
-    state = cpu.state
-    if is_memory(instruction, 1):
-        segment, offset = address(cpu, instruction)
-
-        def source() -> int:
-            return cpu.mmu.load16(segment, offset())
-    else:
-        source = read(cpu, instruction, 1)
-
-    def look() -> None:
-        _need_protected_mode(cpu)
-        value = inspect(cpu, source() & 0xFFFF)
-        if value is None:
-            state.eflags &= ~ZF
-        else:
-            put(value & mask)
-            state.eflags |= ZF
-
-    return look
-
-
-def build_arpl(cpu: Cpu, instruction: Instruction) -> Operation:
-    """ARPL r/m16, r16: raises the RPL of the first to that of the second; ZF says whether it had to.
-
-    Memory is written, and needs to be writable, only if the RPL changes.
-    """
-    source, state, mmu = read(cpu, instruction, 1), cpu.state, cpu.mmu
-    if is_memory(instruction, 0):
-        segment, offset = address(cpu, instruction)
-
-        def adjust_memory() -> None:
-            _need_protected_mode(cpu)
-            at = offset()
-            selector, rpl = mmu.load16(segment, at), source() & 3
-            if selector & 3 < rpl:
-                mmu.store16(segment, at, selector & ~3 | rpl)
-                state.eflags |= ZF
-            else:
-                state.eflags &= ~ZF
-
-        return adjust_memory
-    gpr, n = state.gpr, gpr_number(instruction.op_register(0))
-
-    def adjust() -> None:
-        _need_protected_mode(cpu)
-        selector, rpl = gpr[n], source() & 3
-        if selector & 3 < rpl:
-            gpr[n] = selector & ~3 & MASK32 | rpl
-            state.eflags |= ZF
-        else:
-            state.eflags &= ~ZF
-
-    return adjust
-
-
 # Ports and fast system calls.
 
 
@@ -461,11 +288,11 @@ def build_sysexit(cpu: Cpu, _instruction: Instruction) -> Operation:
 
 
 ROWS = (
-    Row("clc", build_clc),
-    Row("stc", build_stc),
+    Row("clc", build_clear(CF)),
+    Row("stc", build_set(CF)),
     Row("cmc", build_cmc),
-    Row("cld", build_cld),
-    Row("std", build_std),
+    Row("cld", build_clear(DF)),
+    Row("std", build_set(DF)),
     Row("cli", build_cli, Effect.SYSTEM),
     Row("sti", build_sti, Effect.SYSTEM),
     Row("pushf", build_pushf),
@@ -487,19 +314,6 @@ ROWS = (
     Row("invd", build_cache),
     Row("wbinvd", build_cache),
     Row("invlpg", build_invlpg, Effect.SYSTEM),
-    Row("sgdt", build_store_table),
-    Row("sidt", build_store_table),
-    Row("lgdt", build_load_table),
-    Row("lidt", build_load_table),
-    Row("sldt", build_store_selector),
-    Row("str", build_store_selector),
-    Row("lldt", build_load_selector),
-    Row("ltr", build_load_selector, Effect.SYSTEM),
-    Row("verr", build_verify),
-    Row("verw", build_verify),
-    Row("lar", build_inspect),
-    Row("lsl", build_inspect),
-    Row("arpl", build_arpl),
     Row("in", build_in, Effect.SYSTEM),
     Row("out", build_out, Effect.SYSTEM),
     Row("sysenter", build_sysenter, Effect.SYSTEM_BRANCH),
