@@ -40,7 +40,7 @@ class BinaryTranslator(Interpreter):
         super().__init__(cpu, debug)
         self._tc: TranslationCache | None = None
         self._fragments = FragmentIndex()
-        self._landings: dict[tuple[int, int], int] = {}
+        self._landings: dict[int, dict[int, int]] = {}  # by page of RAM, then by guest address
         self._ram_page = 0
         self._flushes = 0
         self._counters: dict[str, int] = {}
@@ -49,8 +49,8 @@ class BinaryTranslator(Interpreter):
 
     def enter(self) -> None:
         """Take over the CPU."""
+        self._tc = TranslationCache()  # first, for it may fail
         super().enter()
-        self._tc = TranslationCache()
         self._windows = Windows(self._cpu)
         self._windows.attach()
         self._tables: dict[int, DispatchTable] = {}
@@ -265,7 +265,8 @@ class BinaryTranslator(Interpreter):
         if fragment is None:
             fragment = self._translate(eip, at)
         self._windows.fill(eip, write=False)
-        self._table(self._windows.current.host).set(eip, self._landings.get((ram_page, eip), fragment.start))
+        offset = self._landings.get(ram_page, {}).get(eip, fragment.start)
+        self._table(self._windows.current.host).set(eip, offset)
         return fragment.start
 
     def _translate(self, eip: int, at: int) -> Fragment:
@@ -290,7 +291,7 @@ class BinaryTranslator(Interpreter):
         self._fragments.add(fragment)
         for offset, landing_eip in unit.landings:
             if landing_eip >> PAGE_SHIFT == eip >> PAGE_SHIFT:
-                self._landings[ram_page, landing_eip] = start + offset
+                self._landings.setdefault(ram_page, {})[landing_eip] = start + offset
         if not memory.page_flags[ram_page] & HOLDS_FRAGMENTS:
             memory.flag_page(ram_page, HOLDS_FRAGMENTS)
         self._count("translation units")
@@ -333,7 +334,7 @@ class BinaryTranslator(Interpreter):
         self._count("invalidations")
         for fragment in self._fragments.drop_page(ram_page):
             self._divert(fragment)
-            self._landings.pop((ram_page, fragment.eip), None)
+        self._landings.pop(ram_page, None)
         self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
 
     def _divert(self, fragment: Fragment) -> None:

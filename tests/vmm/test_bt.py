@@ -6,10 +6,9 @@ import pytest
 
 from machine.debug import Stop, StopKind
 from machine.faults import Vector
-from machine.state import EAX, EBX, ECX, EDI, ESI, ESP
-from tests.vmm.bare import Bare, flat, handler_of, map_low_memory, set_handler, set_page
+from machine.state import EAX, EBX, ECX, EDI, ESI
+from tests.vmm.bare import Bare, handler_of, map_low_memory, set_handler, set_page
 from tests.vmm.twins import Twins
-from vmm.bt import BinaryTranslator
 
 INC_EBX_IRET = b"\x43\xcf"
 
@@ -134,20 +133,3 @@ class TestFaults:
         with Twins(source, prepare) as twins:
             twins.run(2000, (100, 33))
             assert twins.reference.state.gpr[EBX] > 100
-
-
-def test_an_engine_can_be_left_and_entered_again() -> None:
-    bare = flat("1: inc eax\nadd ebx, eax\njmp 1b", BinaryTranslator)
-    reference = flat("1: inc eax\nadd ebx, eax\njmp 1b")
-    for _ in range(5):
-        bare.run(1000)
-        reference.run(1000)
-        bare.engine.leave()
-        assert not any(bare.memory.page_flags)
-        assert bare.memory.write_observers == [bare.cpu.mmu._table_written]
-        assert len(bare.memory.flag_observers) == len(bare.memory.a20_observers) == 1
-        assert bare.cpu.mmu.flush_observers == []
-        bare.engine.enter()
-    assert bare.state.pack() == reference.state.pack()
-    assert bare.state.gpr[ESP] == 0x8000
-    bare.close()
