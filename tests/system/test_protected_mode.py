@@ -15,7 +15,9 @@ import pytest
 
 from tests.oracles import qemu, reference
 from tests.system.protected_mode import deviations
+from tests.system.protected_mode.arena import CR0, CR0_PG, DATA, S_CODE0, STUBS, TSS_MAIN, Patch, gate, vector_gate
 from tests.system.protected_mode.harness import Case, Record, build, describe, parse
+from tests.system.protected_mode.paging import DIRECTORY, TABLE, identity_map
 from tests.system.protected_mode.record import RECORDED
 from tests.system.protected_mode.suites import SUITES, Suite, batches
 
@@ -63,6 +65,43 @@ def test_suite(suite: Suite) -> None:
     expect_like_bochs(suite, ours)
     if suite.by_qemu:
         expect_like_qemu(suite, ours, theirs)
+
+
+def unmapped_tables() -> list[Patch]:
+    """Page tables without the page of GDT and IDT."""
+    return [*identity_map(), Patch(TABLE + (DATA >> 12) * 4, bytes(4))]
+
+
+SHUTDOWNS = {
+    "no idt": (Case("no idt", f"lidt [{DATA}]; ud2", patches=[Patch(DATA, bytes(6))]), [6, 13, 13, 8, 13]),
+    "no handlers": (
+        Case("no handlers", "ud2", 3, patches=[vector_gate(vector, bytes(8)) for vector in (6, 8, 11, 13)]),
+        [6, 13, 13, 8, 13],
+    ),
+    "no stack": (
+        Case(
+            "no stack",
+            "ud2",
+            3,
+            patches=[Patch(TSS_MAIN + 8, bytes(4)), vector_gate(8, gate(S_CODE0, STUBS, 0x8E))],
+        ),
+        [6, 10, 10, 8, 10],
+    ),
+    "no page": (
+        Case("no page", "ud2", registers={"cr0": CR0 | CR0_PG, "cr3": DIRECTORY}, patches=unmapped_tables()),
+        [14, 14, 8, 14],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHUTDOWNS)
+def test_shutdown(name: str) -> None:
+    case, vectors = SHUTDOWNS[name]
+    program = build([case])
+    ours, theirs = reference.run(program), qemu.run(program)
+    assert ours.run == theirs
+    assert ours.run.status is None
+    assert [level.vector for level in ours.chain] == vectors
 
 
 def test_case_names_tell_cases_apart() -> None:
