@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Callable
 from typing import Protocol
 
@@ -60,6 +61,7 @@ class PhysicalMemory:
             raise MemorySizeError(message)
         self.ram_bytes = ram_bytes
         self.ram_fd = os.memfd_create("guest-ram")
+        self._close_descriptor = weakref.finalize(self, os.close, self.ram_fd)
         os.ftruncate(self.ram_fd, ram_bytes)
         self.ram = mmap.mmap(self.ram_fd, ram_bytes)
         self.ram8 = memoryview(self.ram)
@@ -75,7 +77,7 @@ class PhysicalMemory:
         """Give the memory back to the host; the object is of no use afterwards."""
         self.ram8.release()
         self.ram.close()
-        os.close(self.ram_fd)
+        self._close_descriptor()
 
     def clear(self) -> None:
         """Zero RAM and unload ROM, as after power-up; device windows stay."""
