@@ -17,7 +17,7 @@ from machine.cpu import Cpu
 from machine.faults import PageFault
 from machine.memory import HOLE_FIRST, HOLE_LAST, PAGE_SHIFT, PhysicalMemory
 from machine.paging import ACCESSED, DIRTY, walk
-from machine.state import CR0_PG, CR0_WP, CR4_PAE, CR4_PSE
+from machine.state import CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, CpuState
 from vmm.native import hostmemory
 
 WINDOW_BYTES = 1 << 32
@@ -55,11 +55,13 @@ class Window:
     Attributes:
         host: its first address, a multiple of 4 GiB.
         key: CR3 with the paging mode in its low bits, user or supervisor, CR0.WP.
+        paging: the control registers that the walk of its page tables reads.
         pages: what is mapped, by linear page number.
     """
 
     host: int
     key: WindowKey
+    paging: CpuState
     pages: dict[int, Mapping] = field(default_factory=dict)
 
 
@@ -83,6 +85,7 @@ class Windows:
         self._cpu = cpu
         self._memory: PhysicalMemory = cpu.memory
         self._windows: OrderedDict[WindowKey, Window] = OrderedDict()
+        self._by_host: dict[int, Window] = {}
         self._spare: list[int] = []
         self._mapped_pages = 0
         # Who has a page of RAM mapped, and who came from a table entry (by its offset in RAM; of a directory's entry
@@ -114,12 +117,7 @@ class Windows:
     def select(self) -> Window:
         """The window for the CPU's address space and privilege; made if there is none yet."""
         state = self._cpu.state
-        if state.cr0 & CR0_PG:
-            mode = (_PAE_KEY if state.cr4 & CR4_PAE else 0) | (_PSE_KEY if state.cr4 & CR4_PSE else 0)
-            user = state.cpl == 3
-            key = (state.cr3 & 0xFFFF_FFE0 | mode | _PAGING_KEY, user, bool(state.cr0 & CR0_WP) or user)
-        else:
-            key = (0, False, False)
+        key = self._key(state.cr3, user=state.cpl == 3)
         window = self._windows.get(key)
         if window is None:
             window = self._new_window(key)
@@ -127,6 +125,21 @@ class Windows:
             self._windows.move_to_end(key)
         self.current = window
         return window
+
+    def lookup(self, cr3: int, *, user: bool) -> Window | None:
+        """The window for an address space and privilege in the CPU's paging mode, if there is one."""
+        return self._windows.get(self._key(cr3, user=user))
+
+    def at(self, host: int) -> Window | None:
+        """The window that a host address lies in."""
+        return self._by_host.get(host & -WINDOW_BYTES)
+
+    def _key(self, cr3: int, *, user: bool) -> WindowKey:
+        state = self._cpu.state
+        if not state.cr0 & CR0_PG:
+            return (0, False, False)
+        mode = (_PAE_KEY if state.cr4 & CR4_PAE else 0) | (_PSE_KEY if state.cr4 & CR4_PSE else 0)
+        return (cr3 & 0xFFFF_FFE0 | mode | _PAGING_KEY, user, bool(state.cr0 & CR0_WP) or user)
 
     def _new_window(self, key: WindowKey) -> Window:
         if len(self._windows) >= MAX_WINDOWS:
@@ -136,13 +149,18 @@ class Windows:
             host = self._spare.pop()
         else:
             host = hostmemory.reserve(STRIDE_BYTES, align=WINDOW_BYTES) + GUARD_BYTES
-        window = self._windows[key] = Window(host, key)
+        paging = CpuState()
+        paging.cr0 = (CR0_PG if key[0] & _PAGING_KEY else 0) | (CR0_WP if key[2] else 0)
+        paging.cr3 = key[0] & 0xFFFF_FFE0
+        paging.cr4 = (CR4_PAE if key[0] & _PAE_KEY else 0) | (CR4_PSE if key[0] & _PSE_KEY else 0)
+        window = self._windows[key] = self._by_host[host] = Window(host, key, paging)
         return window
 
     def _evict(self) -> None:
         """Give up the window that was selected least recently."""
         _, window = self._windows.popitem(last=False)
         self._empty(window)
+        del self._by_host[window.host]
         self._spare.append(window.host)
 
     def _empty(self, window: Window) -> None:
@@ -156,8 +174,8 @@ class Windows:
             self._evict()
         self.select()
 
-    def fill(self, linear: int, *, write: bool) -> bool:
-        """Map the page at `linear` into the current window, as an access of the guest demands it.
+    def fill(self, linear: int, *, write: bool, window: Window | None = None) -> bool:
+        """Map the page at `linear` into a window, the current one unless said, as an access of the guest demands it.
 
         Returns:
             False if no mapping can serve the access: a device, ROM written to, a page that someone watches, or a page
@@ -166,9 +184,9 @@ class Windows:
         Raises:
             WindowsError: the host has no room for a single page.
         """
-        window, memory = self.current, self._memory
+        window, memory = window or self.current, self._memory
         try:
-            translation = walk(memory, self._cpu.state, linear, write=write, user=window.key[1])
+            translation = walk(memory, window.paging, linear, write=write, user=window.key[1])
         except PageFault:
             return False
         at = memory.ram_address(translation.physical)

@@ -207,6 +207,42 @@ class TestFill:
         assert not subject.fill(0x20_0000)
 
 
+class TestOtherWindows:
+    def test_a_window_is_found_by_what_it_shows(self, subject: Subject) -> None:
+        kernel = subject.windows.select()
+        subject.state.cpl = 3
+        user = subject.windows.select()
+        assert subject.windows.lookup(DIRECTORY, user=False) is kernel
+        assert subject.windows.lookup(DIRECTORY, user=True) is user
+        assert subject.windows.lookup(OTHER_DIRECTORY, user=True) is None
+        subject.state.cr0 |= CR0_WP
+        assert subject.windows.lookup(DIRECTORY, user=False) is None
+
+    def test_a_window_is_found_by_a_host_address(self, subject: Subject) -> None:
+        host = subject.windows.current.host
+        assert subject.windows.at(host) is subject.windows.at(host + WINDOW_BYTES - 1) is subject.windows.current
+        assert subject.windows.at(host - 1) is None
+        assert subject.windows.at(host + WINDOW_BYTES) is None
+        subject.windows.detach()
+        assert subject.windows.at(host) is None
+        subject.windows.attach()
+
+    def test_another_window_than_the_current_one_is_filled_by_its_own_rules(self, subject: Subject) -> None:
+        subject.map(5, PAGE + 0x1000, RW)
+        subject.map(5, PAGE + 0x2000, RW | US, table=OTHER_TABLE)
+        kernel = subject.windows.select()
+        subject.state.cr3, subject.state.cpl = OTHER_DIRECTORY, 3
+        user = subject.windows.select()
+        assert subject.windows.fill(0x5000, write=True, window=kernel)
+        assert ctypes.c_uint32.from_address(kernel.host + 0x5000).value == 1
+        assert rights_at(user.host + 0x5000) == "---"
+        assert subject.windows.current is user
+        subject.state.cr3, subject.state.cpl = DIRECTORY, 0
+        subject.windows.select()
+        assert subject.windows.fill(0x5000, write=False, window=user)
+        assert ctypes.c_uint32.from_address(user.host + 0x5000).value == 2
+
+
 class TestTables:
     def test_a_page_table_is_never_writable_in_a_window(self, subject: Subject) -> None:
         subject.map(5, TABLE, RW | DIRTY)
