@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gdbstub import cli_cpu
 from gdbstub.cli_gdb import find_gdb
 
 _AT_HWCAP2 = 26
@@ -112,6 +113,17 @@ def check_undefined_flags() -> Finding:
     return Finding("undefined flags", ok, profile.describe(), effect)
 
 
+def check_fpu() -> Finding:
+    """Whether a guest can have an FPU."""
+    ok = cli_cpu.computes_floating_point()
+    effect = (
+        f"it computes the guest's x87, MMX, SSE and SSE2; --cpu MODEL, default {cli_cpu.default_model()}"
+        if ok
+        else f"guests have no FPU (--cpu {cli_cpu.WITHOUT_FPU}): floating point is computed by the host's, on x86-64"
+    )
+    return Finding("FPU", ok, "this host's own" if ok else "none that can be used", effect)
+
+
 def check_fsgsbase() -> Finding:
     """WRGSBASE in user mode."""
     ok = "fsgsbase" in _cpu_flags() and bool(_auxiliary_value(_AT_HWCAP2) & _HWCAP2_FSGSBASE)
@@ -196,6 +208,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_python,
     check_host,
     check_undefined_flags,
+    check_fpu,
     check_fsgsbase,
     check_bmi2,
     check_signal_stack,

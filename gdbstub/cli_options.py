@@ -17,6 +17,8 @@ DEFAULT_MEMORY = "64M"
 DEFAULT_DEBUG_EXIT = 0xF4
 DEFAULT_ENGINE = "interp"
 ENGINE_NAMES = ("interp", "bt")
+CPU_NAMES = ("p6-nofpu", "pentium4")
+DEFAULT_CPU = "p6-nofpu"
 _PLANNED_ENGINES = ("trap", "hybrid")
 _UNITS_BYTES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "": 1 << 20}
 
@@ -116,6 +118,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="the I/O port that ends the run with status value * 2 + 1 (default 0xf4)")  # fmt: skip
     add("--vmm", type=parse_engine, default=DEFAULT_ENGINE, metavar="ENGINE",
         help=f"what runs the guest: {', '.join(ENGINE_NAMES)} (default {DEFAULT_ENGINE})")  # fmt: skip
+    add("--cpu", "-cpu", type=parse_cpu, default=None, metavar="MODEL",
+        help=f"the guest's CPU: {' or '.join(CPU_NAMES)} (default {DEFAULT_CPU})")  # fmt: skip
     add("--trap-backend", choices=("emulated", "kvm"), help="for --vmm trap")
     add("--paging", choices=("shadow", "nested"), help="for --vmm trap")
     add("--max-insns", type=parse_count, metavar="N", help="end the run after N instructions")
@@ -198,6 +202,13 @@ def parse_engine(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text} is not built yet; there is: {', '.join(ENGINE_NAMES)}")
     if text not in ENGINE_NAMES:
         raise argparse.ArgumentTypeError(f"there is no engine {text!r}; there is: {', '.join(ENGINE_NAMES)}")
+    return text
+
+
+def parse_cpu(text: str) -> str:
+    """The name of a CPU model."""
+    if text not in CPU_NAMES:
+        raise argparse.ArgumentTypeError(f"there is no CPU {text!r}; there is: {', '.join(CPU_NAMES)}")
     return text
 
 

@@ -18,7 +18,7 @@ from time import monotonic
 
 import trio
 
-from gdbstub import cli_inputs
+from gdbstub import cli_cpu, cli_inputs
 from gdbstub.cli_options import DEFAULT_ADDRESS, USAGE_STATUS, Address, Sink
 from gdbstub.cli_serial import Lines, SinkError
 from gdbstub.debuggee import End, EndKind
@@ -171,9 +171,12 @@ def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) ->
         start_date=_parse_date(options.rtc),
     )
     try:
+        model, make_fpu = cli_cpu.choose(options.cpu)
         machine = Machine(
             MachineOptions(
                 image=image,
+                model=model,
+                make_fpu=make_fpu,
                 loading=loading,
                 board=board,
                 ns_per_insn=options.ns_per_insn,

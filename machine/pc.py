@@ -15,11 +15,14 @@ from machine.alu import Alu, build_alu
 from machine.bios import Caller, Firmware, rom
 from machine.clock import Clock
 from machine.cpu import Cpu
+from machine.cpuid import P6_NO_FPU, CpuModel
 from machine.debug import DebugControl
 from machine.devices.board import Board, BoardOptions
 from machine.devices.uart import Output
 from machine.disk import Disk, Media
 from machine.engine import Engine
+from machine.fpu import FpuPort
+from machine.fpustate import FpuState
 from machine.inputs import Input, InputKind
 from machine.lines import CpuLines
 from machine.loaders.detection import load
@@ -27,6 +30,7 @@ from machine.loaders.image import LoadedImage, LoadOptions, c_string
 from machine.memory import PhysicalMemory
 
 EngineFactory = Callable[["Machine"], Engine]
+FpuFactory = Callable[[FpuState], FpuPort]
 
 _FLOPPY_144 = 4  # CMOS drive type
 _FIRST_FLOPPY = 0x00
@@ -39,6 +43,8 @@ class MachineOptions:
 
     Attributes:
         image: what to boot: a file's path, or its bytes.
+        model: the CPU.
+        make_fpu: makes what computes floating point on a CPU's registers; needed for a model that has an FPU.
         loading: RAM size, command line, modules and what else decides how the image is loaded.
         board: where serial bytes go and the like; drives and command line are filled in from the image.
         ns_per_insn: virtual nanoseconds that an instruction takes.
@@ -48,6 +54,8 @@ class MachineOptions:
     """
 
     image: str | PathLike[str] | bytes
+    model: CpuModel = P6_NO_FPU
+    make_fpu: FpuFactory | None = None
     loading: LoadOptions = field(default_factory=LoadOptions)
     board: BoardOptions = field(default_factory=BoardOptions)
     ns_per_insn: int = 1
@@ -90,9 +98,11 @@ class Machine:
 
         Raises:
             ImageError: the image cannot be loaded.
-            MemorySizeError, ValueError: the options make no PC.
+            MemorySizeError, ValueError: the options make no PC, such as one whose FPU nothing computes for.
             KeyError: there is no such engine.
         """
+        if options.model.has_fpu and options.make_fpu is None:
+            raise ValueError("the CPU model has an FPU, and nothing computes for it")
         self.options = options
         self.debug = DebugControl()
         self._factories = dict(engines)
@@ -112,6 +122,9 @@ class Machine:
         self.board = Board(self.clock, self.lines, self.memory, replace(board, serial=serial))
         self.cpu = Cpu(self.memory, self.board.ports, self.lines, self.clock, self._alu)
         self.cpu.fpu_error = self.board.fpu_error.lines
+        self.cpu.model = options.model
+        if options.make_fpu is not None and options.model.has_fpu:
+            self.cpu.fpu = options.make_fpu(self.cpu.state.fpu)
         caller = Caller(self.cpu.state, self.memory)
         self.firmware = Firmware(caller, self.memory, self.board.ports, _drives(image.disk))
         self.resets = 0
@@ -283,7 +296,7 @@ class Machine:
 def _board_options(options: MachineOptions, image: LoadedImage) -> BoardOptions:
     disk = image.disk
     command_line = c_string(options.loading.command_line) if options.loading.command_line else None
-    board = replace(options.board, command_line=command_line)
+    board = replace(options.board, command_line=command_line, fpu=options.model.has_fpu)
     if disk is None:
         return board
     if disk.media is Media.FLOPPY:

@@ -19,13 +19,14 @@ def test_gnumach_sets_the_fpu_up() -> None:
     serial = bytearray()
     options = MachineOptions(
         image=gnumach(),
+        model=PENTIUM4,
+        make_fpu=HostFpu,
         loading=LoadOptions(command_line="console=com0"),
         board=BoardOptions(serial=(serial.extend, None)),
     )
     machine = Machine(options, {"interp": lambda machine: Interpreter(machine.cpu, machine.debug)}, "interp")
     try:
         cpu = machine.cpu
-        cpu.model, cpu.fpu = PENTIUM4, HostFpu(cpu.state.fpu)
         while machine.clock.icount < _BOUND_INSNS and not cpu.state.cr4 & CR4_OSFXSR:
             machine.engine.run(min(machine.clock.icount + 100_000, _BOUND_INSNS))
         assert cpu.state.cr4 & CR4_OSFXSR, "it knows FXSAVE"
