@@ -1,8 +1,12 @@
-"""What every test may rely on: hypothesis tries the same bounded set of examples on every run."""
+"""What every test may rely on: the engines in turn; hypothesis tries the same bounded set of examples on every run."""
 
 import os
 
 from hypothesis import HealthCheck, settings
+
+from tests.engine import each_engine
+
+__all__ = ["each_engine"]
 
 # Derandomized, so that a failure in CI is a failure here; no deadline, since CI's machines are slow and shared.
 # HYPOTHESIS_PROFILE=search looks for new examples instead.

@@ -1,6 +1,6 @@
 """What `make run` shows: gdb on the demo kernel, at the user's hands if there is a terminal, else by a script.
 
-It starts the command line as a user would, and knows nothing of what is behind it.
+It starts the command line as a user would, with the options given here added, and knows nothing of what is behind it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ def run() -> int:
             "The demo kernel, stopped before its first instruction. Try: break syscall_dispatch, continue, backtrace, "
         )
         print("monitor help. Its shell is on COM1: monitor serial help\\n. End with quit.", flush=True)
-        return main(["gdb"])
+        return main(["gdb", *sys.argv[1:]])
     with resources.as_file(resources.files("tools") / "demo.gdb") as script:
-        return main(["gdb", "--serial", "none", "--", "-nx", "-batch", "-x", str(script)])
+        return main(["gdb", "--serial", "none", *sys.argv[1:], "--", "-nx", "-batch", "-x", str(script)])
 
 
 if __name__ == "__main__":

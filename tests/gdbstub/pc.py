@@ -11,7 +11,7 @@ from gdbstub.target import Resume, ResumeMode, StintEnd, StopEvent
 from machine.devices.board import BoardOptions
 from machine.loaders.image import LoadOptions
 from machine.pc import Machine, MachineOptions
-from vmm.interp import Interpreter
+from tests import engine
 
 CODE = 0x10_0000
 RAM_BYTES = 4 << 20
@@ -22,7 +22,7 @@ def guest(code: bytes, *, bits: int = 32, at: int = CODE, board: BoardOptions | 
     """A machine that stands before `code`, flat at `at`, with a debugger attached."""
     loading = LoadOptions(ram_bytes=RAM_BYTES, load_address=at, entry_bits=bits)
     options = MachineOptions(image=code, loading=loading, board=board or BoardOptions())
-    machine = Machine(options, {"interp": lambda pc: Interpreter(pc.cpu, pc.debug)}, "interp")
+    machine = Machine(options, engine.factories(), engine.chosen())
     target = GuestTarget(machine)
     target.attach()
     target.interrupt()

@@ -16,6 +16,8 @@ from gdbstub.target import (
 )
 from tests.gdbstub.pc import CODE, finish, go, guest, register, say, step, step_range, write
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 NOP = b"\x90"
 HLT = b"\xf4"
 STI = b"\xfb"

@@ -241,6 +241,7 @@ class TestPhysicalMemory:
             say(target, line)
 
 
+@pytest.mark.usefixtures("each_engine")
 class TestStops:
     def test_break_by_physical_address(self) -> None:
         with guest(NOP * 8 + JMP_SELF) as target:

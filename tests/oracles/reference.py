@@ -1,6 +1,6 @@
-"""Runs a flat test program on the reference CPU, in the surroundings that `tests.oracles.qemu` gives it.
+"""Runs a flat test program on our CPU, in the surroundings that `tests.oracles.qemu` gives it.
 
-It knows the machine and the interpreter, a port for output and one to end the run, and no other device.
+It knows the machine and the chosen engine, a port for output and one to end the run, and no other device.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from machine.debug import DebugControl, FaultLevel, StopKind
 from machine.lines import CpuLines, ExitKind, ExitRequest
 from machine.memory import MIB, PhysicalMemory
 from machine.ports import PortBus
+from tests import engine as engines
 from tests.oracles.qemu import DEBUGCON_PORT, EXIT_PORT, Mode, QemuRun, rom
-from vmm.interp import Interpreter
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ def run(
     cpu.memory.map_rom(rom(mode))
     cpu.memory.write(mode.value, program)
     cpu.reset()
-    engine = Interpreter(cpu, DebugControl())
+    engine = engines.make(cpu, DebugControl())
     engine.enter()
     try:
         while True:

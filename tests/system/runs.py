@@ -16,7 +16,7 @@ from machine.devices.board import BoardOptions
 from machine.lines import ExitRequest
 from machine.loaders.image import LoadOptions
 from machine.pc import Machine, MachineOptions
-from vmm.interp import Interpreter
+from tests import engine as engines
 
 MIB = 1 << 20
 
@@ -29,7 +29,7 @@ class UnexpectedStopError(AssertionError):
 
 
 class Run:
-    """One machine under `interp`.
+    """One machine.
 
     Attributes:
         machine: the machine.
@@ -139,8 +139,12 @@ def booted(
     ram_bytes: int = 64 * MIB,
     ns_per_insn: int = 1,
     kernel: bool = False,
+    engine: str | None = None,
 ) -> Iterator[Run]:
-    """Build a machine, stopped before its first instruction, and give it back at the end."""
+    """Build a machine, stopped before its first instruction, and give it back at the end.
+
+    `engine` names another engine than the chosen one.
+    """
     printed: list[tuple[int, int]] = []
 
     def print_bytes(data: bytes) -> None:
@@ -153,8 +157,8 @@ def booted(
             board=BoardOptions(serial=(print_bytes, None)),
             ns_per_insn=ns_per_insn,
         ),
-        {"interp": lambda pc: Interpreter(pc.cpu, pc.debug)},
-        "interp",
+        engines.factories(),
+        engine or engines.chosen(),
     )
     try:
         yield Run(machine, printed)

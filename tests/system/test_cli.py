@@ -24,6 +24,7 @@ EXIT = images.path("tiny-exit")
 QUIET = ("--append", "quiet")
 
 
+@pytest.mark.usefixtures("each_engine")
 class TestStatuses:
     @pytest.mark.parametrize(("value", "status"), [(0, 1), (3, 7), (0x7F, 0xFF)])
     def test_debug_exit(self, value: int, status: int) -> None:
@@ -152,6 +153,7 @@ class TestListening:
             assert trapgate.output == ""
 
 
+@pytest.mark.usefixtures("each_engine")
 class TestSinks:
     def test_standard_input_and_output(self) -> None:
         done = run("run", DEMO, "--gdb", "none", *QUIET, stdin=b"echo one\necho two\npoweroff\n")
@@ -240,15 +242,16 @@ def read_until(descriptor: int, wanted: bytes, timeout_s: float = 30.0) -> bytes
     return seen
 
 
-def test_statistics_as_json(tmp_path: Path) -> None:
+def test_statistics_as_json(tmp_path: Path, each_engine: str) -> None:
     path = tmp_path / "stats.json"
     run("run", DEMO, "--gdb", "none", "--append", "quiet run=exit 2", "--json-stats", path)
     record = json.loads(path.read_text())
     assert (record["end"], record["status"]) == ("exited", 5)
-    assert record["statistics"]["engine"] == "interp"
+    assert record["statistics"]["engine"] == each_engine
     assert record["statistics"]["icount"] > 50_000
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_the_same_run_twice() -> None:
     words = ("run", DEMO, "--gdb", "none", "--append", "run=sleep 40;ps;regs;uptime;poweroff")
     first, second = run(*words), run(*words)

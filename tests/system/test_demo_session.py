@@ -11,16 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from tests import engine
 from tests.system import tools
 
 COMMAND = (sys.executable, "-m", "tools.demo")
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.usefixtures("each_engine")
 @pytest.mark.parametrize("gdb", tools.gdbs(), ids=["stock", "recent"])
 def test_without_a_terminal_a_scripted_session_runs(gdb: Path) -> None:
     done = subprocess.run(
-        COMMAND,
+        [*COMMAND, *engine.words()],
         cwd=ROOT,
         env=os.environ | {"GDB": str(gdb)},
         stdin=subprocess.DEVNULL,
@@ -71,11 +73,12 @@ class Terminal:
         os.write(self.descriptor, text.encode() + b"\n")
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_on_a_terminal_gdb_is_the_users() -> None:
     user_side, gdb_side = pty.openpty()
     environment = os.environ | {"TERM": "dumb", "GDB": str(tools.stock_gdb())}
     # setsid makes the terminal the controlling one of the session, so that Ctrl-C in it is a signal.
-    command = ("setsid", "--ctty", *COMMAND)
+    command = ("setsid", "--ctty", *COMMAND, *engine.words())
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=gdb_side, stdout=gdb_side, stderr=gdb_side)
     os.close(gdb_side)
     try:

@@ -18,6 +18,8 @@ from tests.system.runs import booted
 from tests.system.tools import gdbs, recent_gdb, stock_gdb
 from tests.system.trapgate import Trapgate, running
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 NS_PER_INSN = 1000
 
 # The boot sector: its first instruction; the routine that prints, and where it is called first; its first INT 13h.

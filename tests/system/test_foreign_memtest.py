@@ -16,6 +16,8 @@ from tests.system.dialogue import attached
 from tests.system.runs import MIB, Run, booted
 from tests.system.tools import gdbs
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 APPEND = "console=ttyS0,115200 nopause"
 RAM_BYTES = 5 * MIB
 NS_PER_INSN = 100

@@ -13,6 +13,8 @@ from guests import images
 from tests.system.tools import GdbMi, asked, gdb_mi, recent_gdb, run_gdb, run_lldb, stock_gdb
 from tests.system.trapgate import Trapgate, run, running
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 DEMO = images.path("demo")
 
 

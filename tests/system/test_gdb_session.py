@@ -12,6 +12,8 @@ from guests import images
 from tests.system.tools import DebuggerRun, asked, gdbs, run_gdb
 from tests.system.trapgate import running
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 DEMO = images.path("demo")
 
 
@@ -191,7 +193,7 @@ def test_physical_memory_on_request() -> None:
     assert "0x00100000: 0x02 0xb0 0xad 0x1b" in run.output
 
 
-def test_gdb_variables_of_the_session() -> None:
+def test_gdb_variables_of_the_session(each_engine: str) -> None:
     run = session("info os", "info os statistics", "info proc", "show architecture")
     assert "statistics" in run.output
-    assert "interp" in run.output
+    assert re.search(rf"^engine +{each_engine}", run.output, re.MULTILINE)

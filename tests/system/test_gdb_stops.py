@@ -9,6 +9,8 @@ import pytest
 from tests.system.test_gdb_session import number, session
 from tests.system.tools import asked
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 
 class TestTripleFault:
     def test_is_explained_before_the_reset(self) -> None:

@@ -50,6 +50,7 @@ def expect_like_qemu(suite: Suite, ours: list[tuple[Case, Record]], theirs: list
     assert not unlike, f"{len(unlike)} of {len(ours)} are not as QEMU has them, such as\n" + "\n".join(unlike[:3])
 
 
+@pytest.mark.usefixtures("each_engine")
 @pytest.mark.parametrize("suite", SUITES, ids=[suite.name for suite in SUITES])
 def test_suite(suite: Suite) -> None:
     ours: list[tuple[Case, Record]] = []
@@ -94,6 +95,7 @@ SHUTDOWNS = {
 }
 
 
+@pytest.mark.usefixtures("each_engine")
 @pytest.mark.parametrize("name", SHUTDOWNS)
 def test_shutdown(name: str) -> None:
     case, vectors = SHUTDOWNS[name]

@@ -1,6 +1,7 @@
 """The same guest twice is the same run: at every stop the same icount, registers, devices, output and memory.
 
-However it is cut into stints, stepped, or stopped by breakpoints and watchpoints on the way. Input comes at icounts.
+Whatever engine runs it, however it is cut into stints, stepped, or stopped by breakpoints and watchpoints on the way.
+Input comes at icounts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from guests import images
 from machine.debug import CodeBreakpoint, StopKind, Watchpoint
 from machine.lines import ExitKind
 from machine.state import CS, ESP, MASK32, SS
+from tests import engine
 from tests.system import debian
 from tests.system.dialogue import Dialogue, attached
 from tests.system.runs import MIB, Run, booted
@@ -121,11 +123,20 @@ class Record:
     resets: int
 
 
-def play(script: Script, advance: Advance, prepare: Callable[[Run], None] = lambda _run: None) -> Record:
-    """Run the guest from its start to the last stop."""
+def play(
+    script: Script,
+    advance: Advance,
+    prepare: Callable[[Run], None] = lambda _run: None,
+    engine_name: str | None = None,
+) -> Record:
+    """Run the guest from its start to the last stop, on the chosen engine if none is named."""
     states, where = [], []
     with booted(
-        script.image(), append=script.append, ram_bytes=script.ram_mib * MIB, ns_per_insn=script.ns_per_insn
+        script.image(),
+        append=script.append,
+        ram_bytes=script.ram_mib * MIB,
+        ns_per_insn=script.ns_per_insn,
+        engine=engine_name,
     ) as run:
         prepare(run)
         for icount in sorted({*script.stops, *script.inputs}):
@@ -143,8 +154,8 @@ def play(script: Script, advance: Advance, prepare: Callable[[Run], None] = lamb
 
 @functools.cache
 def first_run(name: str) -> Record:
-    """The run that the others are compared with."""
-    return play(SCRIPTS[name], whole)
+    """The run that the others are compared with, on the reference engine."""
+    return play(SCRIPTS[name], whole, engine_name=engine.REFERENCE)
 
 
 def assert_same(name: str, other: Record) -> None:
@@ -152,11 +163,13 @@ def assert_same(name: str, other: Record) -> None:
         assert first == second
 
 
+@pytest.mark.usefixtures("each_engine")
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_twice(name: str) -> None:
     assert_same(name, play(SCRIPTS[name], whole))
 
 
+@pytest.mark.usefixtures("each_engine")
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_in_stints_of_any_size(name: str, seed: int) -> None:
@@ -165,6 +178,7 @@ def test_in_stints_of_any_size(name: str, seed: int) -> None:
     assert_same(name, other)
 
 
+@pytest.mark.usefixtures("each_engine")
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_stepping_through_parts_of_it(name: str) -> None:
     other = play(SCRIPTS[name], Stepping(SCRIPTS[name].stepped))
@@ -172,6 +186,7 @@ def test_stepping_through_parts_of_it(name: str) -> None:
     assert_same(name, other)
 
 
+@pytest.mark.usefixtures("each_engine")
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_past_breakpoints(name: str) -> None:
     """At code that the guest is known to come to, some of it often."""
@@ -181,6 +196,7 @@ def test_past_breakpoints(name: str) -> None:
     assert_same(name, other)
 
 
+@pytest.mark.usefixtures("each_engine")
 @pytest.mark.parametrize("name", ["demo", "boot"])
 def test_past_watchpoints_and_breakpoints_in_pieces(name: str) -> None:
     """Watchpoints on tops of stacks, which are read and written all the time."""
@@ -207,6 +223,7 @@ def test_the_runs_are_worth_comparing() -> None:
     assert getattr(ended, "kind", None) is ExitKind.POWER_OFF
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_another_input_or_another_time_is_another_run() -> None:
     """The comparison notices input 1000 instructions later, and a character that is another."""
     script = SCRIPTS["demo"]
@@ -247,6 +264,7 @@ def steps_and_stops(gdb: Dialogue) -> None:
     gdb.go("continue 3")
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_under_gdb(tmp_path: Path) -> None:
     """Another gdb, and steps and stops on the way: the same tick is the same instruction, with the same memory."""
     first = under_gdb(stock_gdb(), tmp_path / "first", lambda _gdb: None)

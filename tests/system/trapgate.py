@@ -15,14 +15,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from tests import engine
+
 LISTENING = re.compile(r"gdb: listening on (\S+):(\d+)")
 _START_TIMEOUT_S = 30.0
 _END_TIMEOUT_S = 30.0
 
 
 def command(*words: str | Path) -> list[str]:
-    """The command line of trapgate with these words."""
-    return [sys.executable, "-m", "gdbstub.cli", *map(str, words)]
+    """The command line of trapgate with these words, on the engine that the test is for."""
+    extra = engine.words() if words and words[0] in ("run", "gdb") else []
+    return [sys.executable, "-m", "gdbstub.cli", *map(str, words[:1]), *extra, *map(str, words[1:])]
 
 
 def run(*words: str | Path, timeout_s: float = 60.0, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

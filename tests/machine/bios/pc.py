@@ -1,4 +1,4 @@
-"""A whole PC for BIOS tests: memory, board, CPU, reference engine and firmware, with or without running it."""
+"""A whole PC for BIOS tests: memory, board, CPU, engine and firmware, with or without running it."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from machine.lines import CpuLines
 from machine.loaders.entry import apply, reset_entry
 from machine.memory import PhysicalMemory
 from machine.state import CS
-from vmm.interp import Interpreter
+from tests import engine
 
 MIB = 1 << 20
 FRAME = 0x0600  # where `call` puts its frame: 0000:0600
@@ -36,7 +36,7 @@ class Pc:
         hard = tuple(disk for number, disk in sorted(self.drives.items()) if disk.media is Media.HARD)
         self.board = Board(self.clock, self.lines, self.memory, BoardOptions(disks=hard, debugcon=self.debugcon.extend))
         self.cpu = Cpu(self.memory, self.board.ports, self.lines, self.clock, build_alu())
-        self.engine = Interpreter(self.cpu, DebugControl())
+        self.engine = engine.make(self.cpu, DebugControl())
         self.memory.map_rom(rom())
         self.firmware = Firmware(Caller(self.cpu.state, self.memory), self.memory, self.board.ports, self.drives)
         self.platform = self.firmware.platform

@@ -11,6 +11,8 @@ from machine.state import CS
 from tests.machine.bios.assembly import boot_sector
 from tests.machine.bios.pc import Pc
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 END = """
         movw $0xF4, %dx
         xorw %ax, %ax

@@ -1,0 +1,59 @@
+"""Which engine a test that names none runs on: both in turn, if it uses the fixture `each_engine`.
+
+Whoever starts a machine asks here, in this process (`make`, `factories`) or by the command line (`words`); why a test
+does or does not run on both is the test's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+
+from machine.cpu import Cpu
+from machine.debug import DebugControl
+from machine.engine import Engine
+from machine.pc import EngineFactory, Machine
+from vmm.bt import BinaryTranslator
+from vmm.interp import Interpreter
+
+MAKERS: Mapping[str, Callable[[Cpu, DebugControl], Engine]] = {"interp": Interpreter, "bt": BinaryTranslator}
+REFERENCE = "interp"
+
+_chosen: list[str] = []
+
+
+def chosen() -> str:
+    """The name of the engine for whoever has no wish."""
+    return _chosen[-1] if _chosen else REFERENCE
+
+
+def words() -> list[str]:
+    """What to add to a command line of `trapgate`; nothing, if the default may be tested."""
+    return ["--vmm", _chosen[-1]] if _chosen else []
+
+
+def make(cpu: Cpu, debug: DebugControl) -> Engine:
+    """An engine of the chosen kind."""
+    return MAKERS[chosen()](cpu, debug)
+
+
+def factories() -> dict[str, EngineFactory]:
+    """All engines, as `Machine` wants them."""
+    return {name: _factory(name) for name in MAKERS}
+
+
+def _factory(name: str) -> EngineFactory:
+    def factory(machine: Machine) -> Engine:
+        return MAKERS[name](machine.cpu, machine.debug)
+
+    return factory
+
+
+@pytest.fixture(params=MAKERS)
+def each_engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test on every engine; returns its name."""
+    name: str = request.param
+    _chosen.append(name)
+    yield name
+    _chosen.remove(name)
