@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from gdbstub.cli_options import USAGE_STATUS
-from tools.bench import BENCHMARKS, BenchmarkError, Progress, Result
+from tools.bench import BENCHMARKS, BenchmarkError, Notice, Progress, Result
 
 _BAR_CELLS = 24
 
@@ -33,23 +33,41 @@ def run(options: argparse.Namespace) -> int:
             for step in BENCHMARKS[name]():
                 if isinstance(step, Progress):
                     _show_bar(name, step)
-                else:
-                    results.append(step)
-                    _clear_bar()
-                    sys.stdout.write(f"{step.name:44} {step.value:>14,.6g} {step.unit}\n")
-                    sys.stdout.flush()
+                    continue
+                _clear_bar()
+                if isinstance(step, Notice):
+                    sys.stderr.write(f"trapgate: {name}: {step.text}\n")
+                    continue
+                results.append(step)
+                sys.stdout.write(_line(step))
+                sys.stdout.flush()
         except (BenchmarkError, OSError) as error:
             failed = True
             _clear_bar()
             sys.stderr.write(f"trapgate: {name}: {error}\n")
     if options.json:
-        rows = [{"name": r.name, "value": r.value, "unit": r.unit} for r in results]
+        rows = [_row(result) for result in results]
         try:
             Path(options.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             sys.stderr.write(f"trapgate: cannot write {options.json}: {error.strerror}\n")
             return USAGE_STATUS
     return 1 if failed else 0
+
+
+def _line(result: Result) -> str:
+    middle = "" if result.median is None else f"  (median {result.median:,.6g})"
+    note = f"  ({result.note})" if result.note else ""
+    return f"{result.name:44} {result.value:>14,.6g} {result.unit}{middle}{note}\n"
+
+
+def _row(result: Result) -> dict[str, str | float]:
+    row: dict[str, str | float] = {"name": result.name, "value": result.value, "unit": result.unit}
+    if result.median is not None:
+        row["median"] = result.median
+    if result.note:
+        row["note"] = result.note
+    return row
 
 
 def _show_bar(name: str, progress: Progress) -> None:

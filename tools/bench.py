@@ -34,18 +34,28 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """What the user should know before the figures: something is missing, and the rest is measured."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
-    """One figure."""
+    """One figure; where it is the best of several, their median; and what is to be known of it, such as its goal."""
 
     name: str
     value: float
     unit: str
+    median: float | None = None
+    note: str = ""
 
 
-Benchmark = Callable[[], Iterator[Progress | Result]]
+Step = Progress | Result | Notice
+Benchmark = Callable[[], Iterator[Step]]
 
 
-def interp_speed() -> Iterator[Progress | Result]:
+def interp_speed() -> Iterator[Step]:
     """Thousand guest instructions a second of the reference engine, on each compute kernel and on the demo kernel."""
     rates = []
     for number, kernel in enumerate(KERNELS):
@@ -81,11 +91,18 @@ def _run(machine: Machine, until_icount: int) -> None:
             raise BenchmarkError(f"the guest stopped after {machine.clock.icount} instructions: {stop.kind.name}")
 
 
-def _server_speed() -> Iterator[Progress | Result]:
+def _compute() -> Iterator[Step]:
+    """Compute kernels under bt, beside QEMU's TCG and beside the same object code run natively."""
+    from tools.bench_compute import compute
+
+    yield from compute()
+
+
+def _server_speed() -> Iterator[Step]:
     """Steps, breakpoint stops and MB of memory a second through the server, beside QEMU's gdbstub in the same run."""
     from tools.bench_server import server_speed
 
     yield from server_speed()
 
 
-BENCHMARKS: dict[str, Benchmark] = {"interp": interp_speed, "server": _server_speed}
+BENCHMARKS: dict[str, Benchmark] = {"interp": interp_speed, "compute": _compute, "server": _server_speed}

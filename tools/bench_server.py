@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from guests import images
-from tools.bench import BenchmarkError, Progress, Result
+from tools.bench import BenchmarkError, Notice, Progress, Result, Step
 from tools.rsp_client import RspClient, decode
 
 _STEPS = 3000
@@ -29,13 +29,13 @@ _LOOP_CODE = b"90ebfd"
 _FIRST_INSTRUCTION_BYTES = 5  # MOV EDI, imm32
 
 
-def server_speed() -> Iterator[Progress | Result]:
+def server_speed() -> Iterator[Step]:
     """Measure trapgate, then QEMU if it is installed."""
     servers: list[tuple[str, Callable[[int], list[str]]]] = [("trapgate", _trapgate_command)]
     if shutil.which("qemu-system-i386"):
         servers.append(("QEMU", _qemu_command))
     else:
-        yield Progress(0, "QEMU is not installed; only trapgate is measured")
+        yield Notice("QEMU is not installed; only trapgate is measured")
     for number, (name, command) in enumerate(servers):
         with _serving(command) as port, RspClient(port) as client:
             _enter_kernel(client)

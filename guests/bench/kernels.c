@@ -4,9 +4,12 @@
 
 #define NOINLINE __attribute__((noinline))
 
-static uint8_t bytes[65536];
-static uint8_t other_bytes[65536 + 4096];
-static uint32_t words[16384];
+/* Aligned, so that the guest and the program of the host find them at the same distances. */
+#define PAGE_ALIGNED __attribute__((aligned(4096)))
+
+static uint8_t bytes[65536] PAGE_ALIGNED;
+static uint8_t other_bytes[65536 + 4096] PAGE_ALIGNED;
+static uint32_t words[16384] PAGE_ALIGNED;
 
 /* A linear congruential generator: the same numbers everywhere. */
 static uint32_t next_random(uint32_t *state)

@@ -10,12 +10,12 @@ import pytest
 
 from gdbstub import cli
 from tools import bench, bench_server
-from tools.bench import BenchmarkError, Progress, Result
+from tools.bench import BenchmarkError, Notice, Progress, Result, Step
 from tools.rsp_client import RspClient, decode
 
 
 def test_every_benchmark_says_what_it_measures() -> None:
-    assert {"interp", "server"} <= set(bench.BENCHMARKS)
+    assert {"interp", "compute", "server"} <= set(bench.BENCHMARKS)
     assert all(benchmark.__doc__ for benchmark in bench.BENCHMARKS.values())
 
 
@@ -39,12 +39,14 @@ def test_server_is_measured_beside_qemu(monkeypatch: pytest.MonkeyPatch) -> None
 def test_results_are_shown_and_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def good() -> Iterator[Progress | Result]:
+    def good() -> Iterator[Step]:
         """Measures nothing."""
         yield Progress(0.5, "half")
+        yield Notice("no wind")
         yield Result("speed", 12345.678, "1/s")
+        yield Result("best", 1.5, "s", median=2.5, note="goal: 1")
 
-    def bad() -> Iterator[Progress | Result]:
+    def bad() -> Iterator[Step]:
         """Fails."""
         yield Result("half", 1.0, "1/s")
         raise BenchmarkError("no luck")
@@ -53,8 +55,14 @@ def test_results_are_shown_and_written(
     monkeypatch.setattr("gdbstub.cli_bench.BENCHMARKS", {"good": good, "bad": bad})
     out = tmp_path / "out.json"
     assert cli.main(["bench", "good", "--json", str(out)]) == 0
-    assert json.loads(out.read_text()) == [{"name": "speed", "value": 12345.678, "unit": "1/s"}]
-    assert "12,345.7 1/s" in capsys.readouterr().out
+    assert json.loads(out.read_text()) == [
+        {"name": "speed", "value": 12345.678, "unit": "1/s"},
+        {"name": "best", "value": 1.5, "unit": "s", "median": 2.5, "note": "goal: 1"},
+    ]
+    shown = capsys.readouterr()
+    assert "12,345.7 1/s\n" in shown.out
+    assert "1.5 s  (median 2.5)  (goal: 1)\n" in shown.out
+    assert shown.err == "trapgate: good: no wind\n"
     assert cli.main(["bench"]) == 1
     assert "bad: no luck" in capsys.readouterr().err
 
