@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop
@@ -24,6 +25,9 @@ from vmm.native.signals import CORE
 from vmm.native.translator import translate
 from vmm.native.windows import Windows
 
+if TYPE_CHECKING:
+    from vmm.native.verifier import Verifier
+
 HOLDS_FRAGMENTS = 0x20  # page flag: emitted code stands for bytes of this page of RAM
 MIN_BUDGET_INSNS = 32  # below that, entering the TC costs more than interpreting
 _TC_RESERVE_BYTES = 64 << 10
@@ -36,8 +40,17 @@ class BinaryTranslator(Interpreter):
 
     name = "bt"
 
-    def __init__(self, cpu: Cpu, debug: DebugControl) -> None:
+    def __init__(self, cpu: Cpu, debug: DebugControl, *, verify: bool = False) -> None:
+        """Prepare.
+
+        Args:
+            cpu: what it runs.
+            debug: what a debugger wants.
+            verify: whether emitted code is proven harmless before it may run.
+        """
         super().__init__(cpu, debug)
+        self._verify = verify
+        self._verifier: Verifier | None = None
         self._tc: TranslationCache | None = None
         self._fragments = FragmentIndex()
         self._landings: dict[int, dict[int, int]] = {}  # by page of RAM, then by guest address
@@ -50,6 +63,10 @@ class BinaryTranslator(Interpreter):
     def enter(self) -> None:
         """Take over the CPU."""
         self._tc = TranslationCache()  # first, for it may fail
+        if self._verify:
+            from vmm.native.verifier import Verifier
+
+            self._verifier = Verifier(self._tc)
         super().enter()
         self._windows = Windows(self._cpu)
         self._windows.attach()
@@ -203,7 +220,10 @@ class BinaryTranslator(Interpreter):
         if target is None:
             self._sync(limit_icount, eip)
         elif is_link and flushes == self._flushes:
-            tc.point(tc.state.words[stateblock.DETAIL], target)
+            at = tc.state.words[stateblock.DETAIL]
+            if self._verifier is not None:
+                self._verifier.check_link(at, target)
+            tc.point(at, target)
         return target
 
     def _sync(self, limit_icount: int, eip: int) -> None:
@@ -277,6 +297,8 @@ class BinaryTranslator(Interpreter):
             self._drop_everything()
         ram_page = at >> PAGE_SHIFT
         unit = translate(tc, eip, bytes(memory.ram8[at : (ram_page + 1) << PAGE_SHIFT]), self._stops(eip, ram_page))
+        if self._verifier is not None:
+            self._verifier.check_unit(unit)
         start = tc.place(unit.code)
         fragment = Fragment(
             eip,
@@ -343,6 +365,8 @@ class BinaryTranslator(Interpreter):
         assert tc is not None
         head = b"\x41\xb8" + fragment.eip.to_bytes(4, "little")  # mov r8d, eip
         jump = (tc.exits[Exit.MISS] - (fragment.start + len(head) + 5)).to_bytes(4, "little", signed=True)
+        if self._verifier is not None:
+            self._verifier.check_head(fragment.start, head + b"\xe9" + jump)
         tc.data[fragment.start : fragment.start + len(head) + 5] = head + b"\xe9" + jump
 
     def _page_dropped(self, host: int, page: int) -> None:
@@ -362,4 +386,6 @@ class BinaryTranslator(Interpreter):
             table.clear()
         if self._tc is not None:
             self._tc.clear()
+            if self._verifier is not None:
+                self._verifier.clear()
             self._tc.reset_call_stack()

@@ -69,6 +69,8 @@ class TranslationCache:
         host: address of offset 0 as the CPU sees it.
         position: offset of the next free byte.
         guard: host address of the page whose lower neighbour faults: the budget check.
+        stubs_bytes: length of the stubs, from offset 0 on.
+        way_in: offset of the stub that `enter` calls.
     """
 
     def __init__(self) -> None:
@@ -89,6 +91,7 @@ class TranslationCache:
             hostmemory.map_anonymous(CALL_STACK_BYTES, host=self._stacks + 4096)
             self.position = 0
             self.exits: dict[Exit, int] = {}
+            self.stubs_bytes = self.way_in = 0
             enter = self._emit_stubs()
             self.enter: Callable[[], None] = ctypes.PYFUNCTYPE(None)(enter)
             self.reset_call_stack()
@@ -164,6 +167,7 @@ class TranslationCache:
         code = assembler.finish()
         assert len(code) <= _STUBS_BYTES
         self.place(code)
+        self.stubs_bytes, self.way_in = len(code), enter - self.host
         self.position = _STUBS_BYTES
         self.exits = exit_offsets
         self.state.quads[stateblock.OFFSETS["fault_exit"] // 8] = self.host + exit_offsets[Exit.FAULT]

@@ -25,6 +25,7 @@ IDENT = frozenset(
         *(f"set{name}" for name in CONDITION_NAMES), *(f"cmov{name}" for name in CONDITION_NAMES),
     }
 )  # fmt: skip
+_ALIAS_OF_80 = b"\x82"
 _SHORT_INC = frozenset({Code.INC_R16, Code.INC_R32})
 _SHORT_DEC = frozenset({Code.DEC_R16, Code.DEC_R32})
 
@@ -44,6 +45,8 @@ def emit_ident(draft: Draft, instruction: Instruction, raw: bytes, decoder: Deco
     rex, high = _extension(instruction, shape)
     body = raw[prefix_count(raw) :]
     opcode, rest = body[: shape.opcode_bytes], body[shape.opcode_bytes :]
+    if opcode == _ALIAS_OF_80:
+        opcode = b"\x80"  # the host refuses the alias
     out = bytearray()
     if has_memory:
         operand = guest.memory(instruction)

@@ -1,0 +1,178 @@
+"""The forms of host instructions that the translation cache may hold, as data: what `verifier` proves code against.
+
+A form names whole instructions (mnemonic, kinds of operands, prefixes), since Capstone lists no memory operand for
+PUSH, RET, XLAT or INT, and what it must find in registers and leaves there. It must not know where code comes from.
+
+To allow another form add a row with the reason: `Form("mov", "r9d, dword [r14+r8*4]", "why", needs=…, gives=…)`.
+
+Kinds of operands:
+    reg     a guest register where it lives (EAX … EDI, R12D for ESP), R8 or R9, of 8, 16 or 32 bits
+    imm     a constant
+    win     memory in the window: GS and a 32-bit effective address (prefixes 65h and 67h)
+    val     reg, imm or win
+    ea      an address for LEA, from registers that `reg` names; nothing is accessed
+    xmm mm st   a register of the FPU that the guest has (XMM0 to XMM7)
+    rel     a direct branch: to a boundary of the fragment, a stub, or a known entry
+    state   memory in one field of the state block, [r15+constant]; `state.NAME` in this one; `out` in one of WRITABLE
+    r9d, qword [r14+r8*4+16], …   exactly this
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from machine.instructions.operands import CONDITION_NAMES
+
+# Fields of the state block that fragments may store to: no addresses that anybody jumps to or maps by.
+WRITABLE: Final = frozenset({"gpr", "eip", "reason", "detail"})
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What is known of a register's 64 bits.
+
+    Attributes:
+        kind: `any`; `below`: less than 2**number; `const`: equal to number; `window`, the current window's address;
+            `pointer`, that plus a 32-bit number; `negative`, -1 if the budget is used up, else 0; `offset`, from the
+            dispatch table; `entry`, an address from there; `shifted`, the value `of` shifted right by `number`.
+        number: see there.
+        of: the instruction that made the value, to tell copies of it; 0 if nobody asked.
+    """
+
+    kind: str
+    number: int = 0
+    of: int = 0
+
+    @property
+    def bits(self) -> int:
+        """The value is less than 2**bits, for unsigned numbers of up to 32 bits; 64 if it may be anything."""
+        if self.kind == "below":
+            return self.number
+        if self.kind == "const":
+            return self.number.bit_length()
+        return 32 if self.kind in ("offset", "shifted") else 64
+
+    def describe(self) -> str:
+        """In words, as a need."""
+        words = {
+            "below": f"below 2**{self.number}",
+            "const": f"= {self.number:#x}",
+            "shifted": "a number shifted right",
+        }
+        return words.get(self.kind, f"as {self.kind}")
+
+    def satisfies(self, need: Fact) -> bool:
+        """Whether this is enough where `need` is needed."""
+        if need.kind == "below":
+            return self.bits <= need.number
+        return need.kind in ("any", self.kind)
+
+
+ANY: Final = Fact("any")
+U32: Final = Fact("below", 32)
+WINDOW, POINTER, NEGATIVE, OFFSET, ENTRY = map(Fact, ("window", "pointer", "negative", "offset", "entry"))
+# How often a REP may be repeated, by the bytes of an element, so that it stays in the window and the 4 GiB behind it.
+REP_BITS: Final = {1: 32, 2: 31, 4: 30}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A row.
+
+    Attributes:
+        mnemonics: as Capstone writes them, several with one meaning.
+        operands: their kinds.
+        why: the reason that it is allowed.
+        needs: facts by 64-bit register, or by `[rsp]` for what the next RET finds.
+        gives: facts afterwards; of other registers that it names nothing is known but that they stay 32-bit numbers.
+        prefixes: mandatory or meaningful prefixes beside 65h and 67h, which follow from the operands.
+        flow: "", "jump" (never comes back), "branch" (may go on behind it), "call" (goes on behind it by a landing).
+        stub: allowed in the TC's fixed stubs only.
+    """
+
+    mnemonics: str
+    operands: str
+    why: str
+    needs: Mapping[str, Fact] = field(default_factory=dict)
+    gives: Mapping[str, Fact] = field(default_factory=dict)
+    prefixes: bytes = b""
+    flow: str = ""
+    stub: bool = False
+
+
+_JCC = " ".join(f"j{name}" for name in CONDITION_NAMES)
+_SETCC = " ".join(f"set{name}" for name in CONDITION_NAMES)
+_CMOVCC = " ".join(f"cmov{name}" for name in CONDITION_NAMES)
+
+_COMPUTING = (
+    Form("mov add or adc sbb and sub xor cmp test xchg xadd", "val, val", "IDENT: explicit operands and flags only"),
+    Form("movzx movsx imul bsf bsr", "val, val", "IDENT"),
+    Form("imul", "val, val, imm", "IDENT"),
+    Form("cmpxchg", "val, val", "IDENT: the accumulator too"),
+    Form("cmpxchg8b", "win", "IDENT: EDX:EAX too"),
+    Form(f"inc dec neg not mul imul div idiv bswap {_SETCC}", "val", "IDENT: EDX:EAX too for products and quotients"),
+    Form("rol ror rcl rcr shl sal shr sar", "val, imm", "IDENT"),
+    Form("rol ror rcl rcr shl sal shr sar", "val, cl", "IDENT"),
+    Form("rol ror rcl rcr shl sal shr sar", "val", "IDENT: by one"),
+    Form("shld shrd", "val, reg, imm", "IDENT"),
+    Form("shld shrd", "val, reg, cl", "IDENT"),
+    Form("bt bts btr btc", "val, imm", "IDENT: the index is taken modulo the operand's size"),
+    Form("bt bts btr btc", "reg, reg", "IDENT: a register's index in memory would reach beyond the window"),
+    Form(_CMOVCC, "reg, val", "IDENT"),
+    Form("lea", "reg, ea", "IDENT, and arithmetic without flags"),
+    Form("cbw cwd", "", "IDENT", prefixes=b"\x66"),
+    Form("cwde cdq clc stc cmc cld std lahf sahf", "", "IDENT: registers and flags of the guest"),
+    Form("nop", "", "90h alone: alignment"),
+    Form("sarx shrx shlx", "reg, reg, reg", "shifts without flags"),
+)
+_STATE = (
+    Form("mov", "reg, state", "scratch loads; the guest's memory cannot be reached by what is read"),
+    Form("mov", "r8, qword [state.window]", "what string instructions add", gives={"r8": WINDOW}),
+    Form("mov", "out, reg", "state for Python"),
+    Form("mov", "out, imm", "state for Python"),
+)
+_BUDGET = (
+    Form("lea", "r10, [r10+imm]", "charge and refund"),
+    Form("sarx", "r9, r10, r11", "all ones if the budget is used up; R11 is 63 modulo 64", gives={"r9": NEGATIVE}),
+    Form("movzx", "r9d, byte [r11+r9-63]", "the guard page if it is", needs={"r9": NEGATIVE}),
+)
+_FLOW = (
+    Form("jmp", "rel", "links, exits", flow="jump"),
+    Form(_JCC, "rel", "conditions", flow="branch"),
+    Form("jecxz", "rel", "LOOP, JECXZ, and tests without flags", flow="branch"),
+    Form("call", "rel", "CALL inside the page", flow="call"),
+    Form("mov", "r9d, dword [r14+r8*4]", "the dispatch table: 2**32 entries", needs={"r8": U32}, gives={"r9": OFFSET}),
+    Form("lea", "r9, [r13+r9]", "an offset of the TC as an address", needs={"r9": OFFSET}, gives={"r9": ENTRY}),
+    Form("jmp", "r9", "indirect, and across pages", needs={"r9": ENTRY}, flow="jump"),
+    Form("call", "r9", "the same", needs={"r9": ENTRY}, flow="call"),
+    Form("mov", "qword [rsp], r9", "over the host's return address", needs={"r9": ENTRY}, gives={"[rsp]": ENTRY}),
+    Form("ret", "", "directly behind it", needs={"[rsp]": ENTRY}, flow="jump"),
+)
+_IN_WINDOW = {"rsi": POINTER, "rdi": POINTER}
+_STRINGS = (
+    Form("lea", "rsi, [r8+rsi]", "window + ESI", needs={"r8": WINDOW, "rsi": U32}, gives={"rsi": POINTER}),
+    Form("lea", "rdi, [r8+rdi]", "window + EDI", needs={"r8": WINDOW, "rdi": U32}, gives={"rdi": POINTER}),
+    Form("movsb movsd cmpsb cmpsd", "", "at the window", needs=_IN_WINDOW, gives=_IN_WINDOW, prefixes=b"\xf2\xf3"),
+    Form("movsw cmpsw", "", "at the window", needs=_IN_WINDOW, gives=_IN_WINDOW, prefixes=b"\x66\xf2\xf3"),
+    Form("stosb stosd scasb scasd", "", "at the window", {"rdi": POINTER}, {"rdi": POINTER}, b"\xf2\xf3"),
+    Form("stosw scasw", "", "at the window", {"rdi": POINTER}, {"rdi": POINTER}, b"\x66\xf2\xf3"),
+    Form("lodsb lodsd", "", "at the window", {"rsi": POINTER}, {"rsi": POINTER}, b"\xf2\xf3"),
+    Form("lodsw", "", "at the window", {"rsi": POINTER}, {"rsi": POINTER}, b"\x66\xf2\xf3"),
+)
+_STUBS = (
+    Form("mov", "rax, qword [state.window]", "for WRGSBASE", gives={"rax": WINDOW}, stub=True),
+    Form("push pop", "pointer", "registers that the caller in C wants back", stub=True),
+    Form("mov", "state, any", "the way in and out", stub=True),
+    Form("mov", "any, state", "the way in and out", stub=True),
+    Form("movabs mov", "pointer, imm", "addresses of the engine's own memory", stub=True),
+    Form("wrgsbase", "rax", "the window", needs={"rax": WINDOW}, prefixes=b"\xf3", stub=True),
+    Form("push pop", "state", "flags in and out", stub=True),
+    Form("pushfq popfq", "", "flags in and out", stub=True),
+    Form("jmp", "qword [state.target]", "the way in: where Python says", flow="jump", stub=True),
+    Form("ret", "", "the way out: to the caller in C", flow="jump", stub=True),
+)
+
+FORMS: Final[tuple[Form, ...]] = (*_FLOW, *_BUDGET, *_STRINGS, *_STATE, *_COMPUTING)
+STUB_FORMS: Final[tuple[Form, ...]] = (*_STUBS, *FORMS)
