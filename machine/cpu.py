@@ -32,6 +32,7 @@ class Cpu:
         fpu: computes floating point for the model that has it.
         fpu_error: FERR# and IGNNE#.
         single_iterations: a string instruction with REP returns after one iteration (TF, or a debugger's step).
+        last_iteration: it returns after this one, which has touched what a debugger or DR7 watches.
         repeating: EIP is at a string instruction with REP that has iterations left: interrupts wait for its end, so
             that the icount alone says where they came.
         pending_debug: DR6 bits of a debug trap to be taken at the next boundary (T bit of a TSS; held off by MOV SS).
@@ -50,6 +51,7 @@ class Cpu:
         self.fpu: FpuPort = NoFpu()
         self.fpu_error = FpuErrorLines()
         self.single_iterations = False
+        self.last_iteration = False
         self.pending_debug = 0
         self.repeating = False
 

@@ -27,6 +27,8 @@ from vmm.blocks import Block, BlockCache
 PATIENCE_EVENTS = 256
 
 DR7_ENABLED = 0xFF
+# R/W fields of DR7; 0 is an instruction, 2 needs CR4.DE and an I/O port.
+_DR7_WRITE, _DR7_ACCESS = 1, 3
 
 _BUDGET = Stop(StopKind.BUDGET)
 _STEP = Stop(StopKind.STEP)
@@ -40,6 +42,9 @@ class Interpreter:
 
     name = "interp"
 
+    # Bits of DR7 that have every instruction executed with all checks around it.
+    careful_dr7 = DR7_ENABLED
+
     def __init__(self, cpu: Cpu, debug: DebugControl) -> None:
         self._cpu = cpu
         self._debug = debug
@@ -52,6 +57,9 @@ class Interpreter:
         self._touched: Stop | None = None
         self._debug_hits = 0
         self._watched_registers: tuple[int, ...] = ()
+        # Pages that are watched, linear and physical, by number; True: reads, too.
+        self._watched_linear: dict[int, bool] = {}
+        self._watched_physical: dict[int, bool] = {}
         self._interrupts = 0
         self._exceptions: dict[int, int] = {}
 
@@ -88,11 +96,11 @@ class Interpreter:
         self._patience = PATIENCE_EVENTS
         self._deliver_caught = deliver_caught
         self._cpu.single_iterations = False
-        clock, state = self._cpu.clock, self._cpu.state
+        clock, state, careful_dr7 = self._cpu.clock, self._cpu.state, self.careful_dr7
         while clock.icount < until_icount and self._patience >= 0:
             stop = self._attend()
             if stop is None:
-                if state.eflags & (TF | RF) or state.shadow or state.dr[7] & DR7_ENABLED or self._watching:
+                if state.eflags & (TF | RF) or state.shadow or state.dr[7] & careful_dr7 or self._watching:
                     stop = self._execute_one(check_breakpoints=not skip_breakpoint)
                 elif skip_breakpoint:
                     stop = self._execute_one(check_breakpoints=False)
@@ -336,6 +344,7 @@ class Interpreter:
         self._touched, self._debug_hits = None, 0
         single = cpu.single_iterations
         cpu.single_iterations = single or bool(flags & TF)
+        cpu.last_iteration = False
         state.shadow = SHADOW_NONE
         state.eflags = flags & ~RF
         cache.running = block
@@ -349,6 +358,7 @@ class Interpreter:
             return self._deliver_software(event, eip, (eip + end) & MASK32)
         finally:
             cpu.single_iterations = single
+            cpu.last_iteration = False
             cache.running = None
         if effect is _NEXT or effect is _SYSTEM:
             state.eip = (eip + end) & MASK32
@@ -397,15 +407,22 @@ class Interpreter:
         watchpoints = debug.watchpoints
         self._watching = bool(watchpoints)
         self._watched_registers = (state.dr[7], *state.dr[:4])
-        pages: set[int] = set()
+        linear: dict[int, bool] = {}
+        physical: dict[int, bool] = {}
         for watchpoint in watchpoints:
-            pages.update(_pages(watchpoint.address, watchpoint.length))
+            _watch_pages(
+                physical if watchpoint.physical else linear,
+                watchpoint.address,
+                watchpoint.length,
+                reads=watchpoint.on_read,
+            )
         for number in range(4):
-            if state.dr[7] >> (2 * number) & 3 and state.dr[7] >> (16 + 4 * number) & 3:
-                pages.update(_pages(state.dr[number], 8))
-        everything = any(watchpoint.physical for watchpoint in watchpoints)
-        observer = self._accessed if pages else None
-        self._cpu.mmu.set_watch(frozenset(pages), observer, everything=everything)
+            kind = state.dr[7] >> (16 + 4 * number) & 3
+            if state.dr[7] >> (2 * number) & 3 and kind & _DR7_WRITE:
+                _watch_pages(linear, state.dr[number], 8, reads=kind == _DR7_ACCESS)
+        self._watched_linear, self._watched_physical = linear, physical
+        observer = self._accessed if linear or physical else None
+        self._cpu.mmu.set_watch(frozenset(linear), observer, everything=bool(physical))
 
     def _breakpoint_at(self, linear: int) -> CodeBreakpoint | None:
         state = self._cpu.state
@@ -442,11 +459,12 @@ class Interpreter:
         state = self._cpu.state
         for number in range(4):
             kind = state.dr[7] >> (16 + 4 * number) & 3
-            if state.dr[7] >> (2 * number) & 3 and (kind == 3 or (kind == 1 and write)):
+            if state.dr[7] >> (2 * number) & 3 and (kind == _DR7_ACCESS or (kind == _DR7_WRITE and write)):
                 length = (1, 2, 8, 4)[state.dr[7] >> (18 + 4 * number) & 3]
                 first = state.dr[number] & ~(length - 1)
                 if linear < first + length and first < linear + size_bytes:
                     self._debug_hits |= 1 << number
+                    self._cpu.last_iteration = True
         if self._touched is not None:
             return
         for watchpoint in self._debug.watchpoints:
@@ -455,9 +473,11 @@ class Interpreter:
             wanted = watchpoint.on_write if write else watchpoint.on_read
             if touches and wanted and (watchpoint.cr3 is None or watchpoint.cr3 == state.cr3):
                 where = max(address, watchpoint.address)
+                self._cpu.last_iteration = True
                 self._touched = Stop(StopKind.WATCHPOINT, linear=where, watchpoint=watchpoint, was_write=write)
                 return
 
 
-def _pages(address: int, length: int) -> range:
-    return range(address >> PAGE_SHIFT, (address + length - 1 >> PAGE_SHIFT) + 1)
+def _watch_pages(pages: dict[int, bool], address: int, length: int, *, reads: bool) -> None:
+    for page in range(address >> PAGE_SHIFT, (address + length - 1 >> PAGE_SHIFT) + 1):
+        pages[page] = pages.get(page, False) or reads

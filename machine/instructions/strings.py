@@ -249,7 +249,7 @@ def _repeat(context: _Context, instruction: Instruction, iterate: Iteration, bul
             if compares and state.eflags & ZF != go_on_while:
                 break
             chunk -= 1
-            if chunk <= 0 and count != 1:
+            if (chunk <= 0 or cpu.last_iteration) and count != 1:
                 state.eip = (start + here) & MASK32
                 return
         state.eip = (start + following) & MASK32
