@@ -120,6 +120,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help=f"what runs the guest: {', '.join(ENGINE_NAMES)} (default {DEFAULT_ENGINE})")  # fmt: skip
     add("--cpu", "-cpu", type=parse_cpu, default=None, metavar="MODEL",
         help=f"the guest's CPU: {' or '.join(CPU_NAMES)} (default {DEFAULT_CPU})")  # fmt: skip
+    add("--verify-tc", action="store_true", help="for --vmm bt: prove emitted code harmless before it may run")
     add("--trap-backend", choices=("emulated", "kvm"), help="for --vmm trap")
     add("--paging", choices=("shadow", "nested"), help="for --vmm trap")
     add("--max-insns", type=parse_count, metavar="N", help="end the run after N instructions")

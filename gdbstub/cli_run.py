@@ -42,16 +42,16 @@ _COM1, _COM2 = "serial", "serial 2"
 _LINE_NAMES = (_COM1, _COM2)
 
 
-def _binary_translator(machine: Machine) -> Engine:
-    from vmm.bt import BinaryTranslator
+def _engines(*, verify: bool) -> dict[str, EngineFactory]:
+    """The engines by name; with `verify` what `bt` emits is proven harmless before it may run."""
 
-    return BinaryTranslator(machine.cpu, machine.debug)
+    def make_bt(machine: Machine) -> Engine:
+        from vmm.bt import BinaryTranslator
 
+        return BinaryTranslator(machine.cpu, machine.debug, verify=verify)
 
-ENGINES: dict[str, EngineFactory] = {
-    "interp": lambda machine: Interpreter(machine.cpu, machine.debug),
-    "bt": _binary_translator,
-}
+    return {"interp": lambda machine: Interpreter(machine.cpu, machine.debug), "bt": make_bt}
+
 
 Accompany = Callable[[trio.SocketListener, Machine], Awaitable[None]]
 
@@ -184,7 +184,7 @@ def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) ->
                 replay=cli_inputs.read(options.replay) if options.replay else (),
                 record=_recorder(options.record, stack),
             ),
-            ENGINES,
+            _engines(verify=options.verify_tc),
             options.vmm,
             _choose_alu(options.undefined_flags),
         )

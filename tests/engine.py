@@ -17,7 +17,13 @@ from machine.pc import EngineFactory, Machine
 from vmm.bt import BinaryTranslator
 from vmm.interp import Interpreter
 
-MAKERS: Mapping[str, Callable[[Cpu, DebugControl], Engine]] = {"interp": Interpreter, "bt": BinaryTranslator}
+
+def verified(cpu: Cpu, debug: DebugControl) -> BinaryTranslator:
+    """`bt` that proves what it emits before it may run."""
+    return BinaryTranslator(cpu, debug, verify=True)
+
+
+MAKERS: Mapping[str, Callable[[Cpu, DebugControl], Engine]] = {"interp": Interpreter, "bt": verified}
 REFERENCE = "interp"
 
 _chosen: list[str] = []
@@ -30,7 +36,9 @@ def chosen() -> str:
 
 def words() -> list[str]:
     """What to add to a command line of `trapgate`; nothing, if the default may be tested."""
-    return ["--vmm", _chosen[-1]] if _chosen else []
+    if not _chosen:
+        return []
+    return ["--vmm", _chosen[-1], *(["--verify-tc"] if _chosen[-1] == "bt" else [])]
 
 
 def make(cpu: Cpu, debug: DebugControl) -> Engine:

@@ -12,12 +12,12 @@ from machine.inputs import Input, InputError, InputKind, header, parse
 from machine.loaders.image import LoadOptions
 from machine.pc import EngineFactory, Machine, MachineOptions
 from machine.state import EAX
-from vmm.bt import BinaryTranslator
+from tests.engine import verified
 from vmm.interp import Interpreter
 
 ENGINES: dict[str, EngineFactory] = {
     "interp": lambda machine: Interpreter(machine.cpu, machine.debug),
-    "bt": lambda machine: BinaryTranslator(machine.cpu, machine.debug),
+    "bt": lambda machine: verified(machine.cpu, machine.debug),
 }
 RAM_BYTES = 8 << 20
 

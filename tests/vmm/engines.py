@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.engine import verified
 from tests.vmm import bare
 from tests.vmm.bare import Bare, EngineMaker
-from vmm.bt import BinaryTranslator
 from vmm.interp import Interpreter
 
 Make = Callable[[str], Bare]
@@ -40,10 +40,10 @@ class Variant:
 
 
 INTERP = Variant("interp", Interpreter)
-BT = Variant("bt", BinaryTranslator)
+BT = Variant("bt", verified)
 BT_EACH = Variant(
     "bt-each",
-    BinaryTranslator,
+    verified,
     {"vmm.bt.MIN_BUDGET_INSNS": 1, "vmm.native.translator.MAX_TU_INSTRUCTIONS": 1},
 )
 

@@ -8,14 +8,14 @@ from guests import images
 from machine.debug import StopKind
 from machine.loaders.image import LoadOptions
 from machine.pc import EngineFactory, Machine, MachineOptions
+from tests.engine import verified
 from tests.vmm.bare import host_alu
 from vmm import lockstep
-from vmm.bt import BinaryTranslator
 from vmm.interp import Interpreter
 from vmm.lockstep import Input, Outcome, Side, random_icounts
 
 INTERP: EngineFactory = lambda machine: Interpreter(machine.cpu, machine.debug)  # noqa: E731
-BT: EngineFactory = lambda machine: BinaryTranslator(machine.cpu, machine.debug)  # noqa: E731
+BT: EngineFactory = lambda machine: verified(machine.cpu, machine.debug)  # noqa: E731
 
 # The demo kernel waits at its prompt from here on.
 PROMPT_ICOUNT = 150_000

@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from machine.debug import Stop
+from tests.engine import verified
 from tests.vmm.bare import Bare, EngineMaker, flat
-from vmm.bt import BinaryTranslator
 from vmm.interp import Interpreter
 from vmm.lockstep import Side, differences
 
@@ -31,7 +31,7 @@ class Twins:
         prepare: Callable[[Bare], object] = lambda _bare: None,
         *,
         make_guest: MakeGuest = flat,
-        engine: EngineMaker = BinaryTranslator,
+        engine: EngineMaker = verified,
     ) -> None:
         self.reference = make_guest(source, Interpreter)
         self.other = make_guest(source, engine)
