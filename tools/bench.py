@@ -98,6 +98,13 @@ def _compute() -> Iterator[Step]:
     yield from compute()
 
 
+def _nano() -> Iterator[Step]:
+    """Single operations (system calls, exceptions, paging, patched code) under bt, beside QEMU's TCG."""
+    from tools.bench_nano import nano
+
+    yield from nano()
+
+
 def _server_speed() -> Iterator[Step]:
     """Steps, breakpoint stops and MB of memory a second through the server, beside QEMU's gdbstub in the same run."""
     from tools.bench_server import server_speed
@@ -105,4 +112,4 @@ def _server_speed() -> Iterator[Step]:
     yield from server_speed()
 
 
-BENCHMARKS: dict[str, Benchmark] = {"interp": interp_speed, "compute": _compute, "server": _server_speed}
+BENCHMARKS: dict[str, Benchmark] = {"interp": interp_speed, "compute": _compute, "nano": _nano, "server": _server_speed}

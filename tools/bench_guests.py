@@ -2,6 +2,9 @@
 
 What a guest does between two lines is timed from outside, so that neither start-up nor the guest's own clock is in it.
 It must not know what is measured.
+
+QEMU's lines come through a pipe: on a busy host we may see the first one late, never early, which makes QEMU look
+faster, so what is between should last many milliseconds.
 """
 
 from __future__ import annotations

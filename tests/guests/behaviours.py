@@ -58,6 +58,22 @@ _BENCH_SUMS = {
 }
 _BENCH_ONCE = "".join(f"start {name}\n{name} 1 {checksum}\n" for name, checksum in _BENCH_SUMS.items())
 
+# What the nanobenchmarks prove themselves by: events that were counted, sums of what was loaded; 0 for all others.
+NANO_NAMES = (
+    *("empty", "user_empty", "syscall_int", "syscall_sysenter", "in", "out", "mov_cr3", "mov_from_cr0", "call_ret"),
+    *("call_1_target", "call_256_targets", "call_256_sites", "page_fault", "divide_error", "pte", "pte_invlpg"),
+    *("pushf_popf", "cli_sti", "mov_ds", "mov_fs", "rdtsc", "cpuid", "iret", "patched_code", "process_switch"),
+    "vga_store",
+)
+_NANO_SUMS = {
+    **dict.fromkeys(("syscall_int", "syscall_sysenter", "page_fault", "divide_error", "process_switch"), 100),
+    "call_1_target": 100 * 7,
+    "call_256_targets": 0x3276,
+    "pte_invlpg": 50 * 3 + 50 * 5,
+    "patched_code": 100 * 101 // 2,
+}
+_NANO_ONCE = "".join(f"start {name}\n{name} 100 {_NANO_SUMS.get(name, 0):x}\n" for name in NANO_NAMES)
+
 BEHAVIOURS = (
     Behaviour(
         "demo",
@@ -83,6 +99,8 @@ BEHAVIOURS = (
         0,
     ),
     Behaviour("bench", "", f"{_BENCH_ONCE}done\n", 0),
+    Behaviour("nano", "", f"{_NANO_ONCE}done\n", 0),
+    Behaviour("nano", "page_fault=3 in", "start page_fault\npage_fault 3 3\nstart in\nin 100 0\ndone\n", 0),
     Behaviour("tiny-triple", "", "triple\n", 0),
     Behaviour("tiny-hlt", "", r"\.{10}\n", 10 * DEBUG_EXIT + 1),
     Behaviour("tiny-loop", "", "loop\n", None),
