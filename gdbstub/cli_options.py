@@ -16,10 +16,10 @@ DEFAULT_PORT = 1234
 DEFAULT_MEMORY = "64M"
 DEFAULT_DEBUG_EXIT = 0xF4
 DEFAULT_ENGINE = "interp"
-ENGINE_NAMES = ("interp", "bt")
+ENGINE_NAMES = ("interp", "bt", "trap")
 CPU_NAMES = ("p6-nofpu", "pentium4")
 DEFAULT_CPU = "p6-nofpu"
-_PLANNED_ENGINES = ("trap", "hybrid")
+_PLANNED_ENGINES = ("hybrid",)
 _UNITS_BYTES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "": 1 << 20}
 
 
@@ -121,7 +121,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--cpu", "-cpu", type=parse_cpu, default=None, metavar="MODEL",
         help=f"the guest's CPU: {' or '.join(CPU_NAMES)} (default {DEFAULT_CPU})")  # fmt: skip
     add("--verify-tc", action="store_true", help="for --vmm bt: prove emitted code harmless before it may run")
-    add("--trap-backend", choices=("emulated", "kvm"), help="for --vmm trap")
+    add("--trap-backend", choices=("emulated", "kvm"), help="whose CPU --vmm trap runs on; kvm: this host's own")
     add("--paging", choices=("shadow", "nested"), help="for --vmm trap")
     add("--max-insns", type=parse_count, metavar="N", help="end the run after N instructions")
     add(

@@ -28,7 +28,7 @@ from guests import images
 from machine.alu import Alu
 from machine.devices.board import BoardOptions
 from machine.devices.rtc import START_DATE
-from machine.engine import Engine
+from machine.engine import Engine, EngineError
 from machine.loaders.errors import ImageError
 from machine.loaders.image import LoadOptions, parse_modules
 from machine.memory import MemorySizeError
@@ -50,7 +50,12 @@ def _engines(*, verify: bool) -> dict[str, EngineFactory]:
 
         return BinaryTranslator(machine.cpu, machine.debug, verify=verify)
 
-    return {"interp": lambda machine: Interpreter(machine.cpu, machine.debug), "bt": make_bt}
+    def make_kvm(machine: Machine) -> Engine:
+        from vmm.trap.kvm_engine import KvmEngine
+
+        return KvmEngine(machine.cpu, machine.debug)
+
+    return {"interp": lambda machine: Interpreter(machine.cpu, machine.debug), "bt": make_bt, "trap kvm": make_kvm}
 
 
 Accompany = Callable[[trio.SocketListener, Machine], Awaitable[None]]
@@ -150,8 +155,7 @@ def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) ->
         raise UsageError(f"two images, {options.image} and {options.kernel}")
     if len(options.serial) > len(_LINE_NAMES):
         raise UsageError("there are two serial ports, COM1 and COM2")
-    if options.trap_backend or options.paging:
-        raise UsageError("--trap-backend and --paging are for --vmm trap, which is not built yet")
+    engine = _engine_name(options)
     image = options.image or options.kernel
     symbols = None
     if image is None:
@@ -185,16 +189,29 @@ def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) ->
                 record=_recorder(options.record, stack),
             ),
             _engines(verify=options.verify_tc),
-            options.vmm,
+            engine,
             _choose_alu(options.undefined_flags),
         )
-    except ValueError as error:
+    except (ValueError, EngineError) as error:
         raise UsageError(str(error)) from error
     stack.callback(machine.close)
     target = GuestTarget(machine)
     target.end_icount = options.max_insns
     target.pace = monotonic if options.pace else None
     return target
+
+
+def _engine_name(options: argparse.Namespace) -> str:
+    """The engine that --vmm and --trap-backend name together."""
+    if options.paging:
+        raise UsageError("--paging is for the emulated backend of --vmm trap, which is not built yet")
+    if options.vmm != "trap":
+        if options.trap_backend:
+            raise UsageError("--trap-backend is for --vmm trap")
+        return str(options.vmm)
+    if options.trap_backend != "kvm":
+        raise UsageError("the emulated backend of --vmm trap is not built yet; there is --trap-backend kvm")
+    return "trap kvm"
 
 
 def _parse_date(text: str | None) -> datetime:

@@ -5,10 +5,15 @@ An engine executes guest instructions on the machine's state and memory; which o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from machine.debug import Stop
+
+
+class EngineError(Exception):
+    """An engine cannot run on this host; one line for the user."""
 
 
 class Engine(Protocol):
@@ -45,3 +50,26 @@ class Engine(Protocol):
 
     def statistics(self) -> Mapping[str, int | float | str]:
         """Counters since the start, by name, for people and for JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitCount:
+    """How often a guest was left for one reason, and what that took.
+
+    Attributes:
+        reason: what the guest did.
+        count: how often.
+        total_ns: time of the host that handling it took, guest execution not included.
+    """
+
+    reason: str
+    count: int
+    total_ns: int
+
+
+@runtime_checkable
+class CountsExits(Protocol):
+    """An engine that runs the guest between exits."""
+
+    def exit_counts(self) -> Sequence[ExitCount]:
+        """By reason, the most expensive first."""

@@ -189,13 +189,19 @@ class Machine:
         return tuple(self._factories)
 
     def select_engine(self, name: str) -> None:
-        """Let another engine run the CPU from here on; KeyError if there is none of this name."""
+        """Let another engine run the CPU from here on.
+
+        Raises:
+            KeyError: there is none of this name.
+            EngineError: it cannot run on this host; the engine of before runs on.
+        """
         factory = self._factories[name]
         if name == self.engine.name:
             return
+        engine = factory(self)
         self.engine.leave()
-        self.engine = factory(self)
-        self.engine.enter()
+        self.engine = engine
+        engine.enter()
 
     def statistics(self) -> dict[str, int | float | str]:
         """What the engine has counted, with the machine's own counters."""

@@ -57,7 +57,7 @@ def test_words_and_values(words: list[str], name: str, value: object) -> None:
         ["-m", "64X"], ["-m", ""], ["-m", "-1M"], ["-m", "1.5G"], ["--gdb", "zork"], ["--gdb", "h:65536"],
         ["--gdb", ""], ["--serial", ""], ["--serial", "tcp:x"], ["--serial", "file:"], ["--debug-exit", "0x10000"],
         ["--debug-exit", "x"],
-        ["--vmm", "trap"], ["--vmm", "zork"], ["--max-insns", "0"], ["--max-insns", "-5"], ["--max-insns", "K"],
+        ["--vmm", "hybrid"], ["--vmm", "zork"], ["--max-insns", "0"], ["--max-insns", "-5"], ["--max-insns", "K"],
         ["--trap-backend", "zork"], ["--paging", "zork"], ["--frobnicate"], ["--ker", "x"], ["a", "b"],
     ],
     ids=" ".join,

@@ -331,6 +331,10 @@ class TestMachine:
         with pytest.raises(TargetError, match="there is: interp"):
             say(demo, "vmm bt")
 
+    def test_exits_are_those_of_an_engine_that_has_some(self, demo: GuestTarget) -> None:
+        with pytest.raises(TargetError, match="`interp` has no exits"):
+            say(demo, "exits")
+
     def test_stats(self, demo: GuestTarget) -> None:
         text = say(demo, "stats")
         assert re.search(rf"^icount +{DEMO_INSNS:,}$", text, re.MULTILINE)
