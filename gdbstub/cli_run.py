@@ -47,7 +47,11 @@ def _engines(*, verify: bool) -> dict[str, EngineFactory]:
 
     def make_bt(machine: Machine) -> Engine:
         from vmm.bt import BinaryTranslator
+        from vmm.native import hostcheck
 
+        lack = hostcheck.why_not_bt(hostcheck.gather())
+        if lack is not None:
+            raise EngineError(lack)
         return BinaryTranslator(machine.cpu, machine.debug, verify=verify)
 
     def make_kvm(machine: Machine) -> Engine:

@@ -1,4 +1,4 @@
-"""What `trapgate doctor` prints for hosts that are made up."""
+"""What `trapgate doctor` prints for hosts that are made up, and what `bt` does on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import json
 
 import pytest
 
-from gdbstub import cli_doctor
+from gdbstub import cli, cli_doctor
+from gdbstub.cli_run import _engines
+from gdbstub.guest import GuestTarget
+from gdbstub.target import TargetError
+from machine.loaders.image import LoadOptions
+from machine.pc import Machine, MachineOptions
+from tests.gdbstub.pc import CODE, say
 from vmm.native import hostcheck
 from vmm.native.hostcheck import HostFacts
 
@@ -46,3 +52,27 @@ def test_the_same_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         "effect": facts["address space"]["effect"],
         "stops_bt": True,
     }
+
+
+@pytest.mark.usefixtures("poor")
+def test_bt_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--vmm", "bt", "--gdb", "none"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("trapgate: the engine bt cannot run here")
+    assert "Linux  on aarch64" in said
+
+
+def test_the_monitor_keeps_the_engine_when_bt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = MachineOptions(image=b"\x90\xf4", loading=LoadOptions(ram_bytes=4 << 20, load_address=CODE))
+    machine = Machine(options, _engines(verify=False), "interp")
+    try:
+        target = GuestTarget(machine)
+        with monkeypatch.context() as patch:
+            patch.setattr(hostcheck, "gather", lambda: POOR)
+            with pytest.raises(TargetError, match="cannot run here"):
+                say(target, "vmm bt")
+        assert machine.engine.name == "interp"
+        assert "* bt" in say(target, "vmm bt")
+    finally:
+        machine.close()
