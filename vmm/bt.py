@@ -20,6 +20,8 @@ from vmm.interp import DR7_ENABLED, Interpreter
 from vmm.native import stateblock
 from vmm.native.cache import Exit, TranslationCache
 from vmm.native.dispatch import DispatchTable
+from vmm.native.fpulive import LiveFpu
+from vmm.native.fpupointers import recover
 from vmm.native.fragments import Fragment, FragmentIndex
 from vmm.native.signals import CORE
 from vmm.native.translator import translate
@@ -68,6 +70,7 @@ class BinaryTranslator(Interpreter):
 
             self._verifier = Verifier(self._tc)
         super().enter()
+        self._fpu = LiveFpu(self._cpu, self._tc.state)
         self._windows = Windows(self._cpu)
         self._windows.attach()
         self._tables: dict[int, DispatchTable] = {}
@@ -189,6 +192,10 @@ class BinaryTranslator(Interpreter):
         while target is not None:
             quads[stateblock.TARGET] = tc.host + target
             words[stateblock.REASON] = 0
+            if self._fpu.used:
+                self._fpu.prepare()
+                for number, segment in enumerate(state.segments):
+                    words[stateblock.SEGMENTS + 2 * number] = segment.selector
             before = time.perf_counter()
             tc.enter()
             self._seconds_in_tc += time.perf_counter() - before
@@ -257,6 +264,8 @@ class BinaryTranslator(Interpreter):
         retired = max(index, 0)
         quads[stateblock.BUDGET] += fragment.charged - retired
         self._sync(limit_icount, fragment.eips[retired])
+        if fragment.spans:
+            recover(fragment.spans, retired, self._cpu.state)
         self._count("budget exits" if tc.is_budget_guard(host) else "faults interpreted")
         return None
 
@@ -296,7 +305,15 @@ class BinaryTranslator(Interpreter):
         if tc.free_bytes < _TC_RESERVE_BYTES:
             self._drop_everything()
         ram_page = at >> PAGE_SHIFT
-        unit = translate(tc, eip, bytes(memory.ram8[at : (ram_page + 1) << PAGE_SHIFT]), self._stops(eip, ram_page))
+        unit = translate(
+            tc,
+            eip,
+            bytes(memory.ram8[at : (ram_page + 1) << PAGE_SHIFT]),
+            self._stops(eip, ram_page),
+            self._cpu.model.instructions,
+        )
+        if unit.floating:
+            self._fpu.used = True
         if self._verifier is not None:
             self._verifier.check_unit(unit)
         start = tc.place(unit.code)
@@ -309,6 +326,7 @@ class BinaryTranslator(Interpreter):
             list(unit.eips),
             unit.charged,
             start + len(unit.code),
+            unit.spans,
         )
         self._fragments.add(fragment)
         for offset, landing_eip in unit.landings:
@@ -385,6 +403,7 @@ class BinaryTranslator(Interpreter):
         for table in self._tables.values():
             table.clear()
         if self._tc is not None:
+            self._fpu.forget()
             self._tc.clear()
             if self._verifier is not None:
                 self._verifier.clear()

@@ -61,7 +61,7 @@ def load_bytes(cpu: Cpu, linear: int, size: int, chunk: int = 8) -> bytes:
             count = min(0x1000 - (here & 0xFFF), size - len(data))
             data += mmu.ram8[here + delta : here + delta + count]
         else:
-            count = min(chunk, size - len(data))
+            count = _power_of_two(min(chunk, size - len(data)))
             data += mmu.load_linear(here, count, mmu.user).to_bytes(count, "little")
     return bytes(data)
 
@@ -77,9 +77,14 @@ def store_bytes(cpu: Cpu, linear: int, data: bytes | memoryview, chunk: int = 8)
             count = min(0x1000 - (here & 0xFFF), len(data) - done)
             mmu.ram8[here + delta : here + delta + count] = data[done : done + count]
         else:
-            count = min(chunk, len(data) - done)
+            count = _power_of_two(min(chunk, len(data) - done))
             mmu.store_linear(here, count, int.from_bytes(data[done : done + count], "little"), mmu.user)
         done += count
+
+
+def _power_of_two(count: int) -> int:
+    """The largest one that is not above `count`: sizes of single accesses."""
+    return 1 << count.bit_length() - 1
 
 
 def fetch(cpu: Cpu, segment: Segment, offset: Read, size: int, *, aligned: bool = False) -> Read:

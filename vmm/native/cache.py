@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from enum import IntEnum
 
-from vmm.native import hostmemory, stateblock
+from vmm.native import fpulive, hostmemory, stateblock
 from vmm.native.assembler import Assembler
 from vmm.native.operands import (
     EAX,
@@ -185,6 +185,7 @@ def _emit_exit(assembler: Assembler) -> None:
     emit("pop", field("flags"))
     emit("cld")
     emit("mov", field("budget"), R10)
+    fpulive.emit_save(assembler)
     for register in reversed(_CALLEE_SAVED):
         emit("pop", register)
     emit("ret")
@@ -197,6 +198,7 @@ def _emit_enter(assembler: Assembler, state: int, host: int, guard: int) -> None
         emit("push", register)
     emit("mov", R15, state)
     emit("mov", field("host_rsp"), RSP)
+    fpulive.emit_load(assembler)
     emit("mov", RAX, field("window"))
     emit("wrgsbase", RAX)
     emit("mov", R14, field("dispatch"))

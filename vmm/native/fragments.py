@@ -8,6 +8,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
+from vmm.native.fpupointers import Span
+
 
 @dataclass(slots=True)
 class Fragment:
@@ -21,6 +23,7 @@ class Fragment:
         hosts: offset in the TC at which each guest instruction begins, ascending.
         eips: guest address of each, and of what follows.
         charged: instructions charged to the budget when it is entered.
+        spans: pointers of x87 instructions that are not stored at once.
     """
 
     eip: int
@@ -31,6 +34,7 @@ class Fragment:
     eips: list[int]
     charged: int
     end: int = 0
+    spans: tuple[Span, ...] = ()
 
     def index_at(self, offset: int) -> int:
         """Which guest instruction the code at `offset` belongs to; -1 before the first."""

@@ -203,7 +203,8 @@ def decode(code: bytes, *, stub: bool) -> Step:
     is_relative = len(operands) == 1 and operands[0].kind == "constant" and insn.group(capstone.CS_GRP_BRANCH_RELATIVE)
     if is_relative:
         operands = (replace(operands[0], kind="target"),)
-    string = _STRING.match(insn.mnemonic)
+    # SSE2 has a MOVSD and a CMPSD too.
+    string = None if any(operand.kind == "fpu" for operand in operands) else _STRING.match(insn.mnemonic)
     mnemonic: str = insn.mnemonic
     if string:
         mnemonic, operands = string[2] + string[3], ()

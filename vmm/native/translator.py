@@ -13,11 +13,14 @@ from collections.abc import Callable
 
 from iced_x86 import Decoder, FlowControl, Instruction
 
+from machine.cpuid import P6_INSTRUCTIONS
 from machine.instructions import Effect, lookup
 from machine.instructions.operands import CONDITION_NAMES
+from machine.instructions.table import FPU_FEATURES
 from vmm.blocks import OPTIONS
 from vmm.native import flow, guest, stack, strings
 from vmm.native.cache import TranslationCache
+from vmm.native.floating import FLOATING, emit_floating, must_store_pointers
 from vmm.native.ident import IDENT, emit_ident
 from vmm.native.unit import Draft, Unit
 
@@ -43,12 +46,20 @@ EMITTERS: dict[str, Emitter] = {
     "pop": stack.emit_pop,
     "leave": stack.emit_leave,
     "pause": emit_nothing,
+    **dict.fromkeys(("sfence", "lfence", "mfence"), emit_nothing),
+    **{f"prefetch{hint}": emit_nothing for hint in ("nta", "t0", "t1", "t2")},
     "nop": emit_nothing,
     **{f"{kind}{width}": strings.emit_string for kind in ("movs", "cmps", "stos", "lods", "scas") for width in "bwd"},
 }
 
 
-def translate(tc: TranslationCache, eip: int, data: bytes, stops: frozenset[int] = frozenset()) -> Unit:
+def translate(
+    tc: TranslationCache,
+    eip: int,
+    data: bytes,
+    stops: frozenset[int] = frozenset(),
+    features: frozenset[int] = P6_INSTRUCTIONS,
+) -> Unit:
     """Translate from `eip` on, up to 12 instructions, a control transfer, a callout, or the end of the page.
 
     Args:
@@ -56,35 +67,46 @@ def translate(tc: TranslationCache, eip: int, data: bytes, stops: frozenset[int]
         eip: guest address of the first instruction.
         data: the bytes from there to the end of the page.
         stops: guest addresses whose instructions are callouts because a debugger may stop there.
+        features: the instruction sets that the CPU has.
     """
     draft = Draft(tc, eip)
     decoder = Decoder(32, data, OPTIONS, eip)
     end_eip = eip
     while decoder.can_decode and len(draft.hosts) < MAX_TU_INSTRUCTIONS:
         instruction = decoder.decode()
-        if instruction.is_invalid or end_eip in stops or not _emit(draft, instruction, data, decoder):
+        if instruction.is_invalid or end_eip in stops or not _emit(draft, instruction, data, decoder, features):
             break
         end_eip = instruction.next_ip32
         if instruction.flow_control != FlowControl.NEXT:
             return draft.finish(end_eip, len(draft.hosts))
     else:
         if draft.hosts:
+            draft.store_pointers()
             draft.jump(end_eip)
             return draft.finish(end_eip, len(draft.hosts))
     charged = len(draft.hosts)
+    draft.store_pointers()
     draft.begin(end_eip)
     draft.callout(end_eip)
     return draft.finish(end_eip, charged)
 
 
-def _emit(draft: Draft, instruction: Instruction, data: bytes, decoder: Decoder) -> bool:
+def _emit(
+    draft: Draft, instruction: Instruction, data: bytes, decoder: Decoder, features: frozenset[int] = P6_INSTRUCTIONS
+) -> bool:
     """Emit one instruction, or nothing at all."""
-    row = lookup(instruction.code)
+    row = lookup(instruction.code, features)
     if row is None or instruction.next_ip == 1 << 32:
         return False
+    if draft.pointers.pending and must_store_pointers(draft, instruction, row.mnemonic):
+        draft.store_pointers()
     before = len(draft.asm.code)
     draft.begin(instruction.ip32)
-    if _emit_row(draft, instruction, row.mnemonic, row.effect, data, decoder):
+    if row.mnemonic in FLOATING and not FPU_FEATURES.isdisjoint(features):
+        emitted = guest.is_flat(instruction) and emit_floating(draft, instruction, row.mnemonic)
+    else:
+        emitted = _emit_row(draft, instruction, row.mnemonic, row.effect, data, decoder)
+    if emitted:
         return True
     del draft.asm.code[before:]
     draft.hosts.pop()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from vmm.native.assembler import Assembler
 from vmm.native.cache import GUARD_BIAS, GUEST_ESP, Exit, TranslationCache
+from vmm.native.fpupointers import Pointers, Span
 from vmm.native.operands import R8, R8D, R9, R9D, R10, R11, R13, R14, Memory, Register, address
 
 _CHARGE_PLACEHOLDER = -0x1000_0000  # so that the displacement takes four bytes
@@ -41,6 +42,8 @@ class Unit:
         end_eip: the address after the last instruction.
         charged: instructions that retire if the end is reached.
         landings: offset in `code` of what follows a CALL, and the return address that it stands for.
+        spans: what x87 instructions leave behind and is not stored at once.
+        floating: it has instructions that need the guest's FPU state.
     """
 
     eip: int
@@ -50,6 +53,8 @@ class Unit:
     end_eip: int
     charged: int
     landings: tuple[tuple[int, int], ...]
+    spans: tuple[Span, ...] = ()
+    floating: bool = False
 
 
 @dataclass(slots=True)
@@ -63,6 +68,8 @@ class Draft:
         hosts, eips: as of `Unit`.
         links: branches to be chained.
         landings: as of `Unit`.
+        pointers: what x87 instructions leave behind.
+        gates: those of the FPU that this TU has passed.
     """
 
     tc: TranslationCache
@@ -72,6 +79,8 @@ class Draft:
     eips: list[int] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
     landings: list[tuple[int, int]] = field(default_factory=list)
+    pointers: Pointers = field(default_factory=Pointers)
+    gates: set[str] = field(default_factory=set)
     _charge_at: int = 0
     _refunds: list[tuple[int, int]] = field(default_factory=list)
 
@@ -106,6 +115,11 @@ class Draft:
         self.asm.emit("lea", R10, address(R10, _CHARGE_PLACEHOLDER))
         self._refunds.append((len(self.asm.code) - 4, len(self.hosts) - 1))
         self.callout(eip)
+
+    def store_pointers(self) -> None:
+        """Store what x87 instructions left behind, before the next guest instruction begins."""
+        if self.pointers.pending:
+            self.pointers.store(self.asm, len(self.hosts))
 
     def link(self, name: str, eip: int) -> None:
         """A direct branch (JMP, CALL, Jcc) inside the page, chained when it is first taken."""
@@ -155,4 +169,14 @@ class Draft:
         asm.code[self._charge_at : self._charge_at + 4] = (-charged).to_bytes(4, "little", signed=True)
         for at, index in self._refunds:
             asm.code[at : at + 4] = (charged - index).to_bytes(4, "little", signed=True)
-        return Unit(self.eip, asm.finish(), tuple(self.hosts), tuple(self.eips), end_eip, charged, tuple(self.landings))
+        return Unit(
+            self.eip,
+            asm.finish(),
+            tuple(self.hosts),
+            tuple(self.eips),
+            end_eip,
+            charged,
+            tuple(self.landings),
+            tuple(self.pointers.spans),
+            bool(self.gates),
+        )

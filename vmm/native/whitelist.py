@@ -24,9 +24,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from machine.instructions.operands import CONDITION_NAMES
+from vmm.native import whitelistfpu
 
 # Fields of the state block that fragments may store to: no addresses that anybody jumps to or maps by.
-WRITABLE: Final = frozenset({"gpr", "eip", "reason", "detail"})
+WRITABLE: Final = frozenset({"gpr", "eip", "reason", "detail", "fpu_ip", "fpu_cs", "fpu_dp", "fpu_ds", "fpu_op"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,8 @@ class Fact:
 
     Attributes:
         kind: `any`; `below`: less than 2**number; `const`: equal to number; `window`, the current window's address;
-            `pointer`, that plus a 32-bit number; `negative`, -1 if the budget is used up, else 0; `offset`, from the
+            `pointer`, that plus a 32-bit number; `gate`, where the FPU's gates lead; `page`, that of the guest's FPU
+            registers; `negative`, -1 if the budget is used up, else 0; `offset`, from the
             dispatch table; `entry`, an address from there; `shifted`, the value `of` shifted right by `number`.
         number: see there.
         of: the instruction that made the value, to tell copies of it; 0 if nobody asked.
@@ -73,6 +75,7 @@ class Fact:
 ANY: Final = Fact("any")
 U32: Final = Fact("below", 32)
 WINDOW, POINTER, NEGATIVE, OFFSET, ENTRY = map(Fact, ("window", "pointer", "negative", "offset", "entry"))
+GATE, FPU_PAGE = map(Fact, ("gate", "page"))
 # How often a REP may be repeated, by the bytes of an element, so that it stays in the window and the 4 GiB behind it.
 REP_BITS: Final = {1: 32, 2: 31, 4: 30}
 
@@ -161,7 +164,21 @@ _STRINGS = (
     Form("lodsb lodsd", "", "at the window", {"rsi": POINTER}, {"rsi": POINTER}, b"\xf2\xf3"),
     Form("lodsw", "", "at the window", {"rsi": POINTER}, {"rsi": POINTER}, b"\x66\xf2\xf3"),
 )
+_FLOATING = (
+    *(Form(names, kinds, "the guest's FPU registers", prefixes=prefix) for names, kinds, prefix in whitelistfpu.ROWS),
+    Form("mov", "r9, qword [state.fpu_gate]", "a page of ours, or nowhere", gives={"r9": GATE}),
+    Form("mov", "r9, qword [state.sse_gate]", "the same", gives={"r9": GATE}),
+    Form("mov", "r9d, dword [r9]", "through the gate", needs={"r9": GATE}),
+)
+_IN_PAGE = {"rax": FPU_PAGE}
 _STUBS = (
+    Form("mov", "rax, qword [state.fpu_page]", "where the FPU registers are kept", gives=_IN_PAGE, stub=True),
+    Form("fxsave fxrstor", "[rax]", "the FPU registers out and in", needs=_IN_PAGE, stub=True),
+    Form("mov", "dword [rax+imm], ecx", "x87 pointers out", needs=_IN_PAGE, stub=True),
+    Form("mov", "ecx, dword [rax+imm]", "x87 pointers in", needs=_IN_PAGE, stub=True),
+    Form("cmp", "state, imm", "whether to", stub=True),
+    Form("stmxcsr fnstcw ldmxcsr fldcw", "state", "the control words of the caller in C", stub=True),
+    Form("fninit", "", "the caller in C wants an empty stack", stub=True),
     Form("mov", "rax, qword [state.window]", "for WRGSBASE", gives={"rax": WINDOW}, stub=True),
     Form("push pop", "pointer", "registers that the caller in C wants back", stub=True),
     Form("mov", "state, any", "the way in and out", stub=True),
@@ -174,5 +191,5 @@ _STUBS = (
     Form("ret", "", "the way out: to the caller in C", flow="jump", stub=True),
 )
 
-FORMS: Final[tuple[Form, ...]] = (*_FLOW, *_BUDGET, *_STRINGS, *_STATE, *_COMPUTING)
+FORMS: Final[tuple[Form, ...]] = (*_FLOW, *_BUDGET, *_STRINGS, *_STATE, *_COMPUTING, *_FLOATING)
 STUB_FORMS: Final[tuple[Form, ...]] = (*_STUBS, *FORMS)

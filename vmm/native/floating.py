@@ -1,0 +1,151 @@
+"""Translation of x87, MMX, SSE and SSE2: the same instruction for the host, on the guest's registers in the host's own.
+
+Which of them a CPU model has, and what they do, is the instruction table's business. What is wrong with an operand, an
+unmasked exception among it, shows as a host signal; the instruction is then interpreted.
+
+An emitted instruction may only run while the guest's FPU state is loaded, and CR0 and CR4 allow it: each fragment reads
+through a pointer, a gate, that leads nowhere otherwise (`fpulive`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from iced_x86 import (
+    Code,
+    Encoder,
+    Instruction,
+    InstructionInfoFactory,
+    OpAccess,
+    OpCodeInfo,
+    OpCodeOperandKind,
+    OpKind,
+    Register,
+    RegisterExt,
+)
+
+from machine.instructions import fpu as x87
+from machine.instructions import simd
+from machine.state import CS, DS, EAX, ES, SS
+from vmm.native import guest
+from vmm.native.fpupointers import LastInstruction, LastOperand
+from vmm.native.ident import IDENT
+from vmm.native.operands import R9, R9D, Memory, dword
+from vmm.native.stateblock import field
+from vmm.native.unit import Draft
+
+# Rows that are none of the port's and are the host's own all the same: they touch nothing but the FPU and its operand.
+_CONTROL: Final = frozenset({"wait", "fldcw", "fnstcw", "fnstsw", "fnclex", "stmxcsr"})
+_UNGATED: Final = frozenset({"movnti"})
+# With an unmasked exception processors differ in whether the x87 registers have become MMX registers by then.
+_CALLOUTS: Final = frozenset({"cvtpi2ps", "cvtpi2pd", "cvtps2pi", "cvttps2pi", "cvtpd2pi", "cvttpd2pi"})
+FLOATING: Final = (x87.COMPUTED | simd.COMPUTED | _CONTROL | _UNGATED) - _CALLOUTS
+"""The rows that are emitted; the others of the FPU save and load more than the host should see, and are callouts."""
+
+_XMM_KINDS: Final = frozenset({OpCodeOperandKind.XMM_REG, OpCodeOperandKind.XMM_RM, OpCodeOperandKind.XMM_OR_MEM})
+_WRITES: Final = frozenset({OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE})
+# Undocumented encodings of documented instructions, which the decoder names by their opcode bytes.
+_CANONICAL: Final = {
+    Code.FCOM_ST0_STI_DCD0: Code.FCOM_ST0_STI,
+    Code.FCOMP_ST0_STI_DCD8: Code.FCOMP_ST0_STI,
+    Code.FCOMP_ST0_STI_DED0: Code.FCOMP_ST0_STI,
+    Code.FXCH_ST0_STI_DDC8: Code.FXCH_ST0_STI,
+    Code.FXCH_ST0_STI_DFC8: Code.FXCH_ST0_STI,
+    Code.FSTP_STI_DFD0: Code.FSTP_STI,
+    Code.FSTP_STI_DFD8: Code.FSTP_STI,
+}
+_HOST_32: Final = (
+    Register.EAX, Register.ECX, Register.EDX, Register.EBX, Register.ESP, Register.EBP, Register.ESI, Register.EDI,
+    Register.R8D, Register.R9D, Register.R10D, Register.R11D, Register.R12D, Register.R13D, Register.R14D,
+    Register.R15D,
+)  # fmt: skip
+_factory: Final = InstructionInfoFactory()
+_SEGMENTS: Final = {Register.ES: ES, Register.CS: CS, Register.SS: SS, Register.DS: DS}
+
+
+def emit_floating(draft: Draft, instruction: Instruction, name: str) -> bool:
+    """The gate, if this TU has not passed it yet; the instruction; what is known of the pointers that it leaves."""
+    operand = None
+    if guest.has_memory(instruction):
+        operand = guest.memory(instruction)
+        if operand is None:
+            return False
+    code = encode(instruction, operand)
+    if name not in _UNGATED:
+        _emit_gate(draft, "sse_gate" if name == "stmxcsr" or _uses_xmm(instruction) else "fpu_gate")
+    draft.asm.raw(code)
+    if name in x87.COMPUTED:
+        last = LastInstruction(instruction.ip32, x87.opcode_of(instruction))
+        place = None if operand is None else LastOperand(operand, _SEGMENTS[instruction.memory_segment])
+        draft.pointers.note(len(draft.hosts) - 1, last, place)
+    return True
+
+
+def must_store_pointers(draft: Draft, instruction: Instruction, name: str) -> bool:
+    """Whether pointers are to be stored before an instruction: it may leave the TU, or changes what they come from."""
+    if name in FLOATING:
+        return draft.pointers.needs((EAX,)) if name == "fnstsw" else False
+    if name not in IDENT:
+        return True
+    return draft.pointers.needs(_written(instruction))
+
+
+def _written(instruction: Instruction) -> set[int]:
+    """The general registers that an instruction writes, wholly or in part."""
+    return {
+        RegisterExt.number(RegisterExt.full_register32(used.register))
+        for used in _factory.info(instruction).used_registers()
+        if used.access in _WRITES and RegisterExt.is_gpr(used.register)
+    }
+
+
+def _uses_xmm(instruction: Instruction) -> bool:
+    return not _XMM_KINDS.isdisjoint(OpCodeInfo(instruction.code).op_kinds())
+
+
+def _emit_gate(draft: Draft, name: str) -> None:
+    """R9D = [state.gate]: a fault if the guest cannot use its FPU (its SSE) as things are."""
+    if name in draft.gates:
+        return
+    draft.gates.add(name)
+    if name == "sse_gate":
+        draft.gates.add("fpu_gate")
+    draft.asm.emit("mov", R9, field(name))
+    draft.asm.emit("mov", R9D, dword(R9))
+
+
+def encode(instruction: Instruction, operand: Memory | None) -> bytes:
+    """The host's encoding: guest registers where they live, `operand` in the window.
+
+    Raises:
+        ValueError: an operand is of no kind that these instructions have.
+    """
+    fresh = Instruction()
+    fresh.code = _CANONICAL.get(instruction.code, instruction.code)
+    for n in range(OpCodeInfo(instruction.code).op_count):
+        kind = instruction.op_kind(n)
+        if kind == OpKind.REGISTER:
+            register = instruction.op_register(n)
+            fresh.set_op_kind(n, OpKind.REGISTER)
+            if RegisterExt.is_gpr32(register):
+                register = _HOST_32[guest.register(register).number]
+            fresh.set_op_register(n, register)
+        elif kind == OpKind.MEMORY and operand is not None:
+            fresh.set_op_kind(n, OpKind.MEMORY)
+            fresh.segment_prefix = Register.GS
+            named = operand.base is not None or operand.index is not None
+            if operand.base is not None:
+                fresh.memory_base = _HOST_32[operand.base.number]
+            if operand.index is not None:
+                fresh.memory_index = _HOST_32[operand.index.number]
+                fresh.memory_index_scale = operand.scale
+            fresh.memory_displacement = operand.displacement & 0xFFFF_FFFF
+            fresh.memory_displ_size = 4 if not named else 1 if operand.displacement else 0
+        elif kind == OpKind.IMMEDIATE8:
+            fresh.set_op_kind(n, OpKind.IMMEDIATE8)
+            fresh.immediate8 = instruction.immediate8
+        else:
+            raise ValueError(f"{instruction} has an operand of an unexpected kind")
+    encoder = Encoder(64)
+    encoder.encode(fresh, 0)
+    return encoder.take_buffer()
