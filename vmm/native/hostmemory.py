@@ -11,7 +11,7 @@ import os
 
 PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC = 0, 1, 2, 4
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE, _MAP_POPULATE = 1, 2, 16, 32, 0x4000, 0x8000
-_MADV_DONTNEED, _MADV_NOHUGEPAGE = 4, 15
+_MADV_DONTNEED, _MADV_NOHUGEPAGE, _MADV_POPULATE_READ = 4, 15, 22
 _MAP_FAILED = 2**64 - 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -27,6 +27,9 @@ _mprotect.argtypes = [ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int]
 _madvise = _libc.madvise
 _madvise.restype = ctypes.c_int
 _madvise.argtypes = [ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int]
+_mincore = _libc.mincore
+_mincore.restype = ctypes.c_int
+_mincore.argtypes = [ctypes.c_uint64, ctypes.c_size_t, ctypes.c_char_p]
 
 
 class HostMemoryError(OSError):
@@ -102,6 +105,18 @@ def use_small_pages(host: int, length_bytes: int) -> None:
     """Never back a sparse table with huge pages: one touched entry would cost 2 MiB."""
     # A kernel without transparent huge pages refuses the advice with EINVAL, and needs none.
     _madvise(host, length_bytes, _MADV_NOHUGEPAGE)
+
+
+def populate_resident(host: int, length_bytes: int) -> None:
+    """Enter mapped pages of a file into the host's page tables, if most of them are in memory anyhow.
+
+    A page costs 0.5 us so, and 1.3 us when it is touched first; one that has to be allocated costs 2.8 us and memory.
+    """
+    pages = length_bytes + 4095 >> 12
+    resident = ctypes.create_string_buffer(pages)
+    if not _mincore(host, length_bytes, resident) and resident.raw.count(b"\1") > pages * 3 // 4:
+        # A kernel before 5.14 refuses the advice with EINVAL; then each page is entered when it is touched.
+        _madvise(host, length_bytes, _MADV_POPULATE_READ)
 
 
 def view(host: int, length_bytes: int) -> memoryview:

@@ -1,0 +1,293 @@
+"""Shadows: which table entries each mapped page of a window came from, and what a store to one of them unmaps.
+
+It keeps the regions of all windows, and the page flags by which writers to page tables tell it. It must not know why a
+page is mapped, nor which window is in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from machine.memory import HOLDS_TABLE, PAGE_SHIFT, PhysicalMemory
+from machine.paging import ACCESSED, DIRTY, PAE_ADDRESS, PAE_RESERVED, RW, US, P
+from machine.state import CpuState
+from vmm.native import hostmemory
+from vmm.native.adaptation import TableWrites
+from vmm.native.regions import EDGE_MAPPINGS, READABLE, UNMAPPED, WRITABLE, Region
+from vmm.native.withheld import Withheld
+
+WINDOW_BYTES = 1 << 32
+HOLDS_SHADOWED_TABLE = 0x10  # page flag: a window depends on a page table in this page of RAM
+PAE_KEY, PSE_KEY, PAGING_KEY, USER_KEY, PROTECT_KEY = 1, 2, 4, 8, 16  # where CR3 has no address bits
+
+_TABLE_FLAGS = HOLDS_TABLE | HOLDS_SHADOWED_TABLE
+_FRAME_SHIFT = 4  # pages of RAM are looked up by 16, so that a run of a thousand is entered quickly
+_ACCESSED_DIRTY = ACCESSED | DIRTY
+_TOUCHED = P | ACCESSED
+
+
+@dataclass(slots=True, eq=False)
+class Window:
+    """One window.
+
+    Attributes:
+        host: its first address, a multiple of 4 GiB.
+        key: CR3 with the paging mode, privilege and CR0.WP in its low bits.
+        user: whether it is what a user sees.
+        paging: the control registers that the walk of its page tables reads.
+        region_shift: log2 of the bytes that a region takes.
+        regions: by linear address >> region_shift.
+        fills: faults served since it was last empty.
+    """
+
+    host: int
+    key: int
+    user: bool
+    paging: CpuState
+    region_shift: int
+    regions: dict[int, Region] = field(default_factory=dict)
+    fills: int = 0
+
+    def has(self, page: int) -> bool:
+        """Whether a linear page is mapped."""
+        return self.rights(page) != UNMAPPED
+
+    def rights(self, page: int) -> int:
+        """UNMAPPED, READABLE or WRITABLE for a linear page."""
+        region = self.regions.get(page >> self.region_shift - PAGE_SHIFT)
+        return UNMAPPED if region is None else region.kinds[page - region.first_page]
+
+
+class MappingLedger:
+    """How many host mappings the windows of the process take at most."""
+
+    used = 0
+
+
+class Shadows:
+    """The regions of all windows of one machine.
+
+    Attributes:
+        cells32, cells64: RAM as table entries, without and with PAE.
+        withheld: pages that fault in spite of what they are mapped for.
+        on_drop: told of each page that is mapped no more: the window's host address, the linear page number.
+        counters: what happened since the start.
+    """
+
+    def __init__(self, memory: PhysicalMemory) -> None:
+        self._memory = memory
+        self._flags = memory.page_flags
+        self.cells32 = memory.ram8.cast("I")
+        self.cells64 = memory.ram8.cast("Q")
+        # Who depends on an entry above the page tables, by its offset in RAM, and on a page table, by its own.
+        self._by_upper: dict[int, dict[Region, Window]] = {}
+        self._by_table: dict[int, dict[Region, Window]] = {}
+        self._table_uses: dict[int, int] = {}
+        # Which regions may have pages of RAM mapped, by number of the page of RAM / 16; some have not any more.
+        self._by_frame: dict[int, dict[Region, Window]] = {}
+        self._table_writes = TableWrites()
+        self.withheld = Withheld()
+        self.on_drop: list[Callable[[int, int], None]] = []
+        self.counters = {"pages mapped": 0, "pages dropped": 0, "page tables given up": 0}
+
+    def attach(self) -> None:
+        """Watch stores to page tables, and flags of pages."""
+        self._memory.write_observers.append(self._written)
+        self._memory.flag_observers.append(self._protect)
+
+    def detach(self) -> None:
+        """Stop watching; every window has been emptied."""
+        self._memory.write_observers.remove(self._written)
+        self._memory.flag_observers.remove(self._protect)
+        self.cells32.release()
+        self.cells64.release()
+
+    def begin(self, window: Window, region: Region) -> None:
+        """Enter a region without pages: from now on its table entries are watched."""
+        window.regions[region.first_page << PAGE_SHIFT >> window.region_shift] = region
+        MappingLedger.used += EDGE_MAPPINGS
+        for at, _, _ in region.uppers:
+            self._by_upper.setdefault(at, {})[region] = window
+            self._use(at >> PAGE_SHIFT)
+        if region.table >= 0:
+            self._by_table.setdefault(region.table, {})[region] = window
+            self._use(region.table >> PAGE_SHIFT)
+
+    def empty(self, window: Window) -> None:
+        """Unmap all of a window."""
+        for region in list(window.regions.values()):
+            self.forget(window, region)
+        hostmemory.unmap(window.host, WINDOW_BYTES)
+        window.fills = 0
+
+    def close(self, window: Window, region: Region) -> None:
+        """Unmap a region: its entry changed, or it has no pages."""
+        if region.mapped:
+            hostmemory.unmap(region.host, region.page_count << PAGE_SHIFT)
+        self.forget(window, region)
+
+    def forget(self, window: Window, region: Region) -> None:
+        """Strike a region off the books; the caller unmaps it."""
+        for first, count in region.runs():
+            for page in range(region.first_page + first, region.first_page + first + count):
+                for observer in self.on_drop:
+                    observer(window.host, page)
+        self.counters["pages dropped"] += region.mapped
+        MappingLedger.used -= EDGE_MAPPINGS + region.boundaries
+        for frame in region.frames:
+            users = self._by_frame[frame]
+            del users[region]
+            if not users:
+                del self._by_frame[frame]
+        region.frames.clear()
+        region.kinds[:] = bytes(region.page_count)
+        region.mapped = region.boundaries = 0
+        del window.regions[region.first_page << PAGE_SHIFT >> window.region_shift]
+        for at, _, _ in region.uppers:
+            users = self._by_upper[at]
+            del users[region]
+            if not users:
+                del self._by_upper[at]
+            self._unuse(at >> PAGE_SHIFT)
+        if region.table >= 0:
+            users = self._by_table[region.table]
+            del users[region]
+            if not users:
+                del self._by_table[region.table]
+            self._unuse(region.table >> PAGE_SHIFT)
+
+    def _use(self, ram_page: int) -> None:
+        uses = self._table_uses.get(ram_page, 0)
+        self._table_uses[ram_page] = uses + 1
+        if not uses:
+            self._memory.flag_page(ram_page, HOLDS_SHADOWED_TABLE)
+
+    def _unuse(self, ram_page: int) -> None:
+        uses = self._table_uses[ram_page] - 1
+        if uses:
+            self._table_uses[ram_page] = uses
+        else:
+            del self._table_uses[ram_page]
+            self._flags[ram_page] &= ~HOLDS_SHADOWED_TABLE
+
+    def map(self, window: Window, region: Region, first: int, count: int, kind: int, ram_page: int) -> None:
+        """Map `count` pages of a region, from index `first` on, to consecutive pages of RAM.
+
+        Raises:
+            HostMemoryError: the host refuses; nothing has changed.
+        """
+        host = region.host + (first << PAGE_SHIFT)
+        offset = ram_page << PAGE_SHIFT
+        hostmemory.map_file(host, count << PAGE_SHIFT, self._memory.ram_fd, offset, writable=kind == WRITABLE)
+        MappingLedger.used += region.set_run(first, count, kind, ram_page)
+        if self.withheld:
+            try:
+                self.withheld.enforce(region, first, count)
+            except hostmemory.HostMemoryError:
+                MappingLedger.used += region.set_run(first, count, UNMAPPED)
+                hostmemory.unmap(host, count << PAGE_SHIFT)
+                raise
+        self.counters["pages mapped"] += count
+        frames = self._by_frame
+        for frame in range(ram_page >> _FRAME_SHIFT, (ram_page + count - 1 >> _FRAME_SHIFT) + 1):
+            users = frames.get(frame)
+            if users is None:
+                users = frames[frame] = {}
+            users[region] = window
+            region.frames.add(frame)
+
+    def change_rights(self, window: Window, region: Region, first: int, count: int, kind: int) -> None:
+        """Let pages that are mapped be written to, or not any more."""
+        host = region.host + (first << PAGE_SHIFT)
+        try:
+            hostmemory.protect(host, count << PAGE_SHIFT, writable=kind == WRITABLE)
+            if self.withheld:
+                self.withheld.enforce(region, first, count)
+        except hostmemory.HostMemoryError:
+            if kind == WRITABLE:
+                raise
+            self.empty(window)  # takes fewer mappings, never more
+            return
+        MappingLedger.used += region.set_kind(first, count, kind)
+
+    def withhold(self, window: Window, before: Withheld) -> None:
+        """Bring a window's pages in line with `withheld`, which has changed."""
+        for region in list(window.regions.values()):
+            for index in self.withheld.changed_indices(region, before):
+                if region.kinds[index]:
+                    self.change_rights(window, region, index, 1, region.kinds[index])
+
+    def _protect(self, ram_page: int) -> None:
+        """A page of RAM got a flag: from now on a write to it faults in every window."""
+        users = self._by_frame.get(ram_page >> _FRAME_SHIFT)
+        if not users:
+            return
+        for region, window in list(users.items()):
+            for index in region.indices_of(ram_page):
+                if region.kinds[index] == WRITABLE:
+                    self.change_rights(window, region, index, 1, READABLE)
+
+    def _drop_page(self, window: Window, region: Region, index: int) -> None:
+        try:
+            hostmemory.unmap(region.host + (index << PAGE_SHIFT), 4096)
+        except hostmemory.HostMemoryError:
+            self.empty(window)
+            return
+        MappingLedger.used += region.set_run(index, 1, UNMAPPED)
+        self.counters["pages dropped"] += 1
+        for observer in self.on_drop:
+            observer(window.host, region.first_page + index)
+        if not region.mapped:
+            self.forget(window, region)
+
+    def _written(self, at: int, length: int, old: bytes, flags: int) -> None:
+        """A store to a page that holds tables: what came from the entries that it changed is dropped."""
+        if not flags & HOLDS_SHADOWED_TABLE:
+            return
+        for cell in range(at & -8, at + length, 4):
+            users = self._by_upper.get(cell)
+            if users:
+                for region, window in list(users.items()):
+                    if region in users and self._is_changed(region, cell):
+                        self.close(window, region)
+        table = at & -4096
+        users = self._by_table.get(table)
+        if not users:
+            return
+        if length == 4:
+            change = int.from_bytes(old, "little") ^ self.cells32[at >> 2] if not at & 3 else 1
+            if not change & ~_ACCESSED_DIRTY and not change & int.from_bytes(old, "little"):
+                return  # the CPU sets these all the time
+        for region, window in list(users.items()):
+            if region not in users:
+                continue
+            region.writes_since_fill += 1
+            if self._table_writes.is_enough(table, region.writes_since_fill):
+                self.counters["page tables given up"] += 1
+                for each, its_window in list(users.items()):
+                    self.close(its_window, each)
+                return
+            size = 8 if region.page_count == 512 else 4
+            for index in range((at - table) // size, (at - table + length - 1) // size + 1):
+                if region.kinds[index]:
+                    self._reconsider(window, region, index)
+
+    def _is_changed(self, region: Region, cell: int) -> bool:
+        """Whether an entry above the page tables says something else than when the region was begun."""
+        value = self.cells64[cell >> 3] if region.page_count == 512 else self.cells32[cell >> 2]
+        if region.table < 0 and region.dirty and cell == region.uppers[-1][0] and not value & DIRTY:
+            return True
+        return any(at == cell and (value ^ known) & bits for at, known, bits in region.uppers)
+
+    def _reconsider(self, window: Window, region: Region, index: int) -> None:
+        """The entry of a page that is mapped was stored to: the page goes, or loses the right to be written to."""
+        if region.page_count == 512:
+            entry = self.cells64[(region.table >> 3) + index]
+        else:
+            entry = self.cells32[(region.table >> 2) + index]
+        gone = entry & _TOUCHED != _TOUCHED or entry & PAE_RESERVED or (window.user and not entry & US)
+        if gone or self._memory.ram_address(entry & PAE_ADDRESS) >> PAGE_SHIFT != region.ram_pages[index]:
+            self._drop_page(window, region, index)
+        elif region.kinds[index] == WRITABLE and not (entry & DIRTY and (entry & RW or not window.key & PROTECT_KEY)):
+            self.change_rights(window, region, index, 1, READABLE)
