@@ -105,6 +105,13 @@ def _nano() -> Iterator[Step]:
     yield from nano()
 
 
+def _start() -> Iterator[Step]:
+    """Seconds from `trapgate run` to the guest's first output, and the imports that they are spent on."""
+    from tools.bench_start import start
+
+    yield from start()
+
+
 def _server_speed() -> Iterator[Step]:
     """Steps, breakpoint stops and MB of memory a second through the server, beside QEMU's gdbstub in the same run."""
     from tools.bench_server import server_speed
@@ -112,4 +119,10 @@ def _server_speed() -> Iterator[Step]:
     yield from server_speed()
 
 
-BENCHMARKS: dict[str, Benchmark] = {"interp": interp_speed, "compute": _compute, "nano": _nano, "server": _server_speed}
+BENCHMARKS: dict[str, Benchmark] = {
+    "interp": interp_speed,
+    "compute": _compute,
+    "nano": _nano,
+    "start": _start,
+    "server": _server_speed,
+}
