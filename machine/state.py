@@ -102,12 +102,14 @@ class Segment:
     """A segment register with its hidden part.
 
     `read_low`..`read_high` and `write_low`..`write_high` are the offsets (inclusive) that an access may touch; they
-    follow from limit and attributes, so that the check on the hot path is one comparison.
+    follow from limit and attributes, so that the check on the hot path is one comparison. `hidden` is base, limit and
+    attributes in one tuple, a new one with each load.
     """
 
     __slots__ = (
         "attributes",
         "base",
+        "hidden",
         "limit",
         "read_high",
         "read_low",
@@ -129,6 +131,7 @@ class Segment:
 
     def _derive(self) -> None:
         attributes = self.attributes
+        self.hidden = (self.base, self.limit, attributes)
         self.read_low = self.write_low = NOTHING_LOW
         self.read_high = self.write_high = 0
         if attributes & (SEG_PRESENT | SEG_S) != SEG_PRESENT | SEG_S:

@@ -6,41 +6,50 @@ events and stops are `Interpreter`'s, so that both engines take every interrupt 
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop
-from machine.faults import GuestFault
-from machine.flags import DF, IF, RF, STATUS_MASK, TF
+from machine.faults import GuestFault, SoftwareInterrupt
+from machine.flags import RF, TF
+from machine.instructions import Effect
 from machine.memory import PAGE_SHIFT
-from machine.state import CR0_PE, CS, DS, ES, MASK32, SEG_CODE, SEG_DB, SEG_READ_WRITE, SS
+from machine.state import MASK32, SHADOW_NONE, SHADOW_STI
 from vmm.interp import DR7_ENABLED, Interpreter
 from vmm.native import stateblock
-from vmm.native.cache import Exit, TranslationCache
-from vmm.native.dispatch import DispatchTable
+from vmm.native.cache import TC_BYTES, Exit, TranslationCache
 from vmm.native.fpulive import LiveFpu
 from vmm.native.fpupointers import recover
 from vmm.native.fragments import Fragment, FragmentIndex
+from vmm.native.modes import Mode
+from vmm.native.registers import GuestRegisters
 from vmm.native.signals import CORE
+from vmm.native.spaces import Space, Spaces
+from vmm.native.tally import Stopwatch, Tally
 from vmm.native.translator import translate
-from vmm.native.windows import Windows
 
 if TYPE_CHECKING:
     from vmm.native.verifier import Verifier
 
 HOLDS_FRAGMENTS = 0x20  # page flag: emitted code stands for bytes of this page of RAM
 MIN_BUDGET_INSNS = 32  # below that, entering the TC costs more than interpreting
+# A fault on a page that is watched costs as much as several instructions with all checks. Where a stretch of emitted
+# code between two of them is shorter than that, as on the page of the stack, some are interpreted at once.
+SHORT_STRETCH_INSNS = 8
+GUARDED_INSNS = 48
 _TC_RESERVE_BYTES = 64 << 10
-_GUEST_FLAGS = STATUS_MASK | DF
-_HOST_FLAGS = 2 | IF
+_PLAIN = (Effect.NEXT, Effect.BRANCH, Effect.REPEAT)  # leaves everything but general registers and flags alone
 
 
 class BinaryTranslator(Interpreter):
     """The software VMM: see `machine.engine.Engine`."""
 
     name = "bt"
+    careful_dr7 = 0  # pages are protected instead
 
     def __init__(self, cpu: Cpu, debug: DebugControl, *, verify: bool = False) -> None:
         """Prepare.
@@ -55,12 +64,14 @@ class BinaryTranslator(Interpreter):
         self._verifier: Verifier | None = None
         self._tc: TranslationCache | None = None
         self._fragments = FragmentIndex()
-        self._landings: dict[int, dict[int, int]] = {}  # by page of RAM, then by guest address
-        self._ram_page = 0
+        self._guarded_until_icount = 0
+        self._guarding = False  # what is interpreted has to be checked for breakpoints and watched accesses
+        self._register_stops: frozenset[int] = frozenset()  # the instruction breakpoints of DR7
+        # Where a RET comes back to: by page of RAM, then by mode and guest address.
+        self._landings: dict[int, dict[tuple[Mode, int], int]] = {}
         self._flushes = 0
         self._counters: dict[str, int] = {}
-        self._seconds_in_tc = 0.0
-        self._seconds_in_translator = 0.0
+        self._tally = Tally()
 
     def enter(self) -> None:
         """Take over the CPU."""
@@ -69,21 +80,19 @@ class BinaryTranslator(Interpreter):
             from vmm.native.verifier import Verifier
 
             self._verifier = Verifier(self._tc)
+        self._spaces = Spaces(self._cpu, self._tc.state)
+        self._windows = self._spaces.windows
         super().enter()
+        self._spaces.attach()
+        self._registers = GuestRegisters(self._cpu, self._tc.state)
         self._fpu = LiveFpu(self._cpu, self._tc.state)
-        self._windows = Windows(self._cpu)
-        self._windows.attach()
-        self._tables: dict[int, DispatchTable] = {}
         self._cpu.memory.write_observers.append(self._code_written)
-        self._windows.on_drop.append(self._page_dropped)
 
     def leave(self) -> None:
         """Hand the CPU over."""
         self._cpu.memory.write_observers.remove(self._code_written)
         self._drop_everything()
-        self._windows.detach()
-        for table in self._tables.values():
-            table.close()
+        self._spaces.detach()
         if self._tc is not None:
             self._tc.close()
             self._tc = None
@@ -93,10 +102,11 @@ class BinaryTranslator(Interpreter):
         """Counters since the start."""
         return {
             **super().statistics(),
+            **self._tally.report(),
+            "fragments": len(self._fragments.by_address),
+            "TC bytes used": TC_BYTES - self._tc.free_bytes if self._tc is not None else 0,
             **self._counters,
             **self._windows.counters,
-            "seconds in TC": round(self._seconds_in_tc, 6),
-            "seconds in translator": round(self._seconds_in_translator, 6),
         }
 
     def _count(self, name: str) -> None:
@@ -108,44 +118,54 @@ class BinaryTranslator(Interpreter):
         """Execute until the icount is reached or something stops it: see `Engine.run`."""
         CORE.arm()
         try:
-            return super().run(until_icount, skip_breakpoint=skip_breakpoint, deliver_caught=deliver_caught)
+            with Stopwatch(self._tally):
+                return super().run(until_icount, skip_breakpoint=skip_breakpoint, deliver_caught=deliver_caught)
         finally:
             CORE.disarm()
 
     def _execute_blocks(self, limit_icount: int) -> Stop | None:
         """Run emitted code while the CPU is in a state that it stands for, and the budget is worth it."""
-        if limit_icount - self._cpu.clock.icount < MIN_BUDGET_INSNS:
-            return super()._execute_blocks(limit_icount)
-        if not self._is_flat():
-            return super()._execute_blocks(min(limit_icount, self._cpu.clock.icount + MIN_BUDGET_INSNS))
-        return self._execute_native(limit_icount)
+        if self._are_registers_new():
+            self._watch()
+        icount = self._cpu.clock.icount
+        if limit_icount - icount < MIN_BUDGET_INSNS or icount < self._guarded_until_icount:
+            return self._interpret(limit_icount)
+        mode = self._spaces.modes.current()
+        if mode is None:
+            return self._interpret(min(limit_icount, self._cpu.clock.icount + MIN_BUDGET_INSNS))
+        return self._execute_native(limit_icount, mode)
 
-    def _is_flat(self) -> bool:
-        """32-bit protected-mode code, and CS SS DS ES with base 0 and limit 4 GiB."""
-        state = self._cpu.state
-        if not state.cr0 & CR0_PE:
-            return False
-        cs = state.segments[CS]
-        readable = SEG_CODE | SEG_READ_WRITE
-        if cs.base or cs.limit != MASK32 or not cs.attributes & SEG_DB or cs.attributes & readable != readable:
-            return False
-        for number in (SS, DS, ES):
-            segment = state.segments[number]
-            if segment.base or segment.write_low or segment.write_high != MASK32:
-                return False
-        return bool(state.segments[SS].attributes & SEG_DB) and not self._cpu.mmu.aligned_only
-
-    def _execute_native(self, limit_icount: int) -> Stop | None:
+    def _execute_native(self, limit_icount: int, mode: Mode | None) -> Stop | None:
         """Alternate between emitted code and single interpreted instructions until `run` must look at something."""
-        cpu, clock = self._cpu, self._cpu.clock
-        while True:
+        cpu, clock, registers = self._cpu, self._cpu.clock, self._registers
+        registers.stale = True
+        while mode is not None:
+            began_icount = clock.icount
             try:
-                self._run_emitted_code(limit_icount)
+                self._run_emitted_code(limit_icount, mode)
             except GuestFault as fault:
                 return self._deliver_fault(fault, cpu.state.eip)
-            stop = super()._execute_blocks(min(limit_icount, clock.icount + 1))
+            if cpu.state.shadow:
+                return None
+            if self._guarding and clock.icount - began_icount < SHORT_STRETCH_INSNS:
+                self._guarded_until_icount = clock.icount + GUARDED_INSNS
+                return None
+            stop = self._interpret(min(limit_icount, clock.icount + 1))
+            ran = self._cache.running
+            if ran is None or (len(ran.operations) == 1 and ran.effect not in _PLAIN):
+                registers.stale = True
             if stop is not None or self._must_attend(limit_icount):
                 return stop
+            mode = self._spaces.modes.current()
+        return None
+
+    def _interpret(self, limit_icount: int) -> Stop | None:
+        """Interpret up to the icount, or only one instruction if it has to be checked for what is watched."""
+        if not self._guarding:
+            return super()._execute_blocks(limit_icount)
+        if self._cpu.clock.icount < limit_icount:
+            return self._execute_one(check_breakpoints=True)
+        return None
 
     def _must_attend(self, limit_icount: int) -> bool:
         """Whether the instruction just interpreted left something for the boundary, or for another way to execute."""
@@ -161,12 +181,24 @@ class BinaryTranslator(Interpreter):
             or state.halted
             or cpu.pending_debug
             or cpu.repeating
-            or state.dr[7] & DR7_ENABLED
+            or self._are_registers_new()
             or self._patience < 0
-            or not self._is_flat()
         )
 
-    def _run_emitted_code(self, limit_icount: int) -> None:
+    def _deliver_fault(self, fault: GuestFault, eip: int) -> Stop | None:
+        self._registers.stale = True
+        return super()._deliver_fault(fault, eip)
+
+    def _deliver_software(self, event: SoftwareInterrupt, eip: int, next_eip: int) -> Stop | None:
+        self._registers.stale = True
+        return super()._deliver_software(event, eip, next_eip)
+
+    def _pending(self) -> int:
+        """Not 0 if emitted code must not enable interrupts, return from one or execute INT n by itself."""
+        cpu = self._cpu
+        return int(bool(cpu.lines.attention or cpu.state.nmi_blocked or self._debug.catch_software))
+
+    def _run_emitted_code(self, limit_icount: int, mode: Mode) -> None:
         """Run from EIP on in the TC, until an instruction is to be interpreted; it is at EIP then.
 
         Raises:
@@ -177,39 +209,35 @@ class BinaryTranslator(Interpreter):
         cpu = self._cpu
         state, clock, block = cpu.state, cpu.clock, tc.state
         words, quads = block.words, block.quads
-        window = self._windows.select()
-        table = self._table(window.host)
-        target = table.get(state.eip) or self._find(state.eip)
+        space = self._spaces.select(mode)
+        target = space.table.get(state.eip) or self._find(space, state.eip)
         if target is None:
             return
-        for number, value in enumerate(state.gpr):
-            words[number] = value
-        quads[stateblock.FLAGS] = state.eflags & _GUEST_FLAGS | _HOST_FLAGS
+        self._registers.hand_over(self._pending())
         quads[stateblock.BUDGET] = limit_icount - clock.icount
-        quads[stateblock.WINDOW] = window.host
-        quads[stateblock.DISPATCH] = table.host
+        quads[stateblock.TSC_AT_NO_BUDGET] = _signed(cpu.tsc + (limit_icount - clock.icount) * clock.ns_per_insn)
+        quads[stateblock.NS_PER_INSN] = clock.ns_per_insn
         cpu.repeating = False  # a REP under way goes on natively, or is interpreted again
         while target is not None:
             quads[stateblock.TARGET] = tc.host + target
             words[stateblock.REASON] = 0
             if self._fpu.used:
                 self._fpu.prepare()
-                for number, segment in enumerate(state.segments):
-                    words[stateblock.SEGMENTS + 2 * number] = segment.selector
             before = time.perf_counter()
             tc.enter()
-            self._seconds_in_tc += time.perf_counter() - before
+            self._tally.seconds_in_tc += time.perf_counter() - before
+            space = self._spaces.adopt()
             reason = words[stateblock.REASON]
             if reason == Exit.FAULT:
-                target = self._handle_fault(limit_icount)
+                target = self._handle_fault(space, limit_icount)
             elif reason == Exit.CALLOUT:
-                self._count("callouts")
+                self._tally.call_out(cpu, words[stateblock.EIP])
                 self._sync(limit_icount, words[stateblock.EIP])
                 return
             else:
-                target = self._follow(limit_icount, is_link=reason == Exit.LINK)
+                target = self._follow(space, limit_icount, is_link=reason == Exit.LINK)
 
-    def _follow(self, limit_icount: int, *, is_link: bool) -> int | None:
+    def _follow(self, space: Space, limit_icount: int, *, is_link: bool) -> int | None:
         """Emitted code knows no fragment for where it came: the offset of one, or None to interpret there."""
         tc = self._tc
         assert tc is not None
@@ -219,9 +247,9 @@ class BinaryTranslator(Interpreter):
             self._sync(limit_icount, eip)
             return None
         flushes = self._flushes
-        self._count("chains" if is_link else "dispatch misses")
+        self._tally.misses += not is_link
         try:
-            target = self._find(eip)
+            target = self._find(space, eip)
         except GuestFault:
             target = None
         if target is None:
@@ -231,93 +259,112 @@ class BinaryTranslator(Interpreter):
             if self._verifier is not None:
                 self._verifier.check_link(at, target)
             tc.point(at, target)
+            self._tally.chained(target)
         return target
 
     def _sync(self, limit_icount: int, eip: int) -> None:
         """Bring what emitted code left in the state block back into the CPU's state."""
         tc = self._tc
         assert tc is not None
-        state, block = self._cpu.state, tc.state
-        state.gpr[:] = block.words[0:8].tolist()
-        state.eflags = state.eflags & ~_GUEST_FLAGS | block.quads[stateblock.FLAGS] & _GUEST_FLAGS
+        state = self._cpu.state
+        self._registers.take_back()
         state.eip = eip
-        self._cpu.clock.icount = limit_icount - block.quads[stateblock.BUDGET]
+        words = tc.state.words
+        shadow = words[stateblock.SHADOW]
+        if shadow != SHADOW_NONE:
+            words[stateblock.SHADOW] = SHADOW_NONE
+            if shadow == SHADOW_STI and words[stateblock.INTERRUPT_FLAG_BEFORE]:
+                shadow = SHADOW_NONE
+        state.shadow = shadow
+        self._cpu.clock.icount = limit_icount - tc.state.quads[stateblock.BUDGET]
 
-    def _handle_fault(self, limit_icount: int) -> int | None:
+    def _handle_fault(self, space: Space, limit_icount: int) -> int | None:
         """A host signal in emitted code: the offset in the TC at which to go on, or None if the interpreter has to."""
         tc = self._tc
         assert tc is not None
         quads, words = tc.state.quads, tc.state.words
         host = quads[stateblock.FAULT_ADDRESS]
+        at = quads[stateblock.FAULT_RIP] - tc.host
         if tc.is_call_stack_guard(host):
             tc.reset_call_stack()
-            offset: int = quads[stateblock.FAULT_RIP] - tc.host
+            offset: int = at
             return offset
-        fragment = self._fragments.at(quads[stateblock.FAULT_RIP] - tc.host)
-        assert fragment is not None, "a fault outside every fragment"
-        index = fragment.index_at(quads[stateblock.FAULT_RIP] - tc.host)
-        linear = host - self._windows.current.host
         write = bool(quads[stateblock.FAULT_ERROR] & 2)
-        is_access = words[stateblock.OFFSETS["fault_signal"] // 4] == 11 and 0 <= linear <= MASK32
+        is_access = words[stateblock.FAULT_SIGNAL * 2] == signal.SIGSEGV
+        if tc.is_routine(at):
+            return self._leave_routine(space, limit_icount, host, write=write)
+        fragment = self._fragments.at(at)
+        assert fragment is not None, "a fault outside every fragment"
+        index = fragment.index_at(at)
+        linear = host - space.window.host
+        is_access = is_access and 0 <= linear <= MASK32
         if is_access and not tc.is_budget_guard(host) and self._windows.fill(linear, write=write):
             return fragment.hosts[index]
         retired = max(index, 0)
         quads[stateblock.BUDGET] += fragment.charged - retired
+        words[stateblock.SHADOW] = fragment.shadows.get(index, SHADOW_NONE)
         self._sync(limit_icount, fragment.eips[retired])
         if fragment.spans:
             recover(fragment.spans, retired, self._cpu.state)
         self._count("budget exits" if tc.is_budget_guard(host) else "faults interpreted")
         return None
 
+    def _leave_routine(self, space: Space, limit_icount: int, host: int, *, write: bool) -> int | None:
+        """A routine met a page that its window does not have: back to before its instruction, and try again."""
+        tc = self._tc
+        assert tc is not None
+        words, quads = tc.state.words, tc.state.quads
+        for number in range(3):
+            words[number] = words[stateblock.ROUTINE_REGISTERS + number]
+        quads[stateblock.FLAGS] = quads[stateblock.ROUTINE_FLAGS]
+        quads[stateblock.BUDGET] += 1
+        eip = words[stateblock.ROUTINE_EIP]
+        window = self._windows.at(host)
+        can_fill = window is not None and not words[stateblock.SHADOW]
+        if can_fill and self._windows.fill(host & MASK32, write=write, window=window):
+            return self._find(space, eip)
+        self._sync(limit_icount, eip)
+        self._count("faults interpreted")
+        return None
+
     # Fragments.
 
-    def _table(self, host: int) -> DispatchTable:
-        table = self._tables.get(host)
-        if table is None:
-            table = self._tables[host] = DispatchTable()
-        return table
-
-    def _find(self, eip: int) -> int | None:
+    def _find(self, space: Space, eip: int) -> int | None:
         """The offset of the fragment for a guest address, translated if need be; None if it is not in RAM.
 
         Raises:
             PageFault: the address cannot be fetched.
         """
-        tc, cpu = self._tc, self._cpu
-        assert tc is not None
+        cpu = self._cpu
         physical = cpu.mmu.translate(eip, write=False, user=cpu.mmu.user)
         at = cpu.memory.ram_address(physical)
         if at < 0:
             return None
-        self._ram_page = ram_page = at >> PAGE_SHIFT
-        fragment = self._fragments.by_address.get((ram_page, eip))
+        ram_page = at >> PAGE_SHIFT
+        fragment = self._fragments.by_address.get((space.mode, ram_page, eip))
         if fragment is None:
-            fragment = self._translate(eip, at)
-        self._windows.fill(eip, write=False)
-        offset = self._landings.get(ram_page, {}).get(eip, fragment.start)
-        self._table(self._windows.current.host).set(eip, offset)
+            fragment = self._translate(space.mode, eip, at)
+        self._windows.fill(eip, write=False, window=space.window)
+        offset = self._landings.get(ram_page, {}).get((space.mode, eip), fragment.start)
+        space.table.set(eip, offset)
         return fragment.start
 
-    def _translate(self, eip: int, at: int) -> Fragment:
+    def _translate(self, mode: Mode, eip: int, at: int) -> Fragment:
         tc, memory = self._tc, self._cpu.memory
         assert tc is not None
         before = time.perf_counter()
         if tc.free_bytes < _TC_RESERVE_BYTES:
             self._drop_everything()
         ram_page = at >> PAGE_SHIFT
-        unit = translate(
-            tc,
-            eip,
-            bytes(memory.ram8[at : (ram_page + 1) << PAGE_SHIFT]),
-            self._stops(eip, ram_page),
-            self._cpu.model.instructions,
-        )
+        data = bytes(memory.ram8[at : (ram_page + 1) << PAGE_SHIFT])
+        unit = translate(tc, mode, eip, data, self._stops(eip, ram_page), self._cpu.model.instructions)
         if unit.floating:
             self._fpu.used = True
         if self._verifier is not None:
             self._verifier.check_unit(unit)
         start = tc.place(unit.code)
         fragment = Fragment(
+            mode,
             eip,
             ram_page,
             start,
@@ -326,22 +373,23 @@ class BinaryTranslator(Interpreter):
             list(unit.eips),
             unit.charged,
             start + len(unit.code),
+            unit.shadows,
             unit.spans,
         )
         self._fragments.add(fragment)
         for offset, landing_eip in unit.landings:
             if landing_eip >> PAGE_SHIFT == eip >> PAGE_SHIFT:
-                self._landings.setdefault(ram_page, {})[landing_eip] = start + offset
+                self._landings.setdefault(ram_page, {})[mode, landing_eip] = start + offset
         if not memory.page_flags[ram_page] & HOLDS_FRAGMENTS:
             memory.flag_page(ram_page, HOLDS_FRAGMENTS)
-        self._count("translation units")
-        self._seconds_in_translator += time.perf_counter() - before
+        self._tally.translated(fragment.guest_bytes, len(unit.code))
+        self._tally.seconds_in_translator += time.perf_counter() - before
         return fragment
 
     def _stops(self, eip: int, ram_page: int) -> frozenset[int]:
         """The guest addresses in the page of `eip` that have a breakpoint, by linear or by physical address."""
         page = eip & ~0xFFF
-        stops = {address for address in self._breakpoints if address & ~0xFFF == page}
+        stops = {address for address in {*self._breakpoints, *self._register_stops} if address & ~0xFFF == page}
         stops.update(
             page | address & 0xFFF for address in self._physical_breakpoints if address >> PAGE_SHIFT == ram_page
         )
@@ -351,8 +399,38 @@ class BinaryTranslator(Interpreter):
         """Breakpoints came or went: the fragments of their pages are translated anew."""
         before = {*self._breakpoints}, {*self._physical_breakpoints}
         super()._debug_changed()
-        linear = {address >> PAGE_SHIFT for address in before[0] ^ {*self._breakpoints}}
-        physical = {address >> PAGE_SHIFT for address in before[1] ^ {*self._physical_breakpoints}}
+        self._retranslate(before[0] ^ {*self._breakpoints}, before[1] ^ {*self._physical_breakpoints})
+
+    def _are_registers_new(self) -> bool:
+        """Whether DR0 to DR3 and DR7 ask for something else than what is being watched."""
+        registers, watched = self._cpu.state.dr, self._watched_registers
+        return bool((registers[7] | watched[0]) & DR7_ENABLED) and watched != (registers[7], *registers[:4])
+
+    def _watch(self) -> None:
+        """Protect what is watched in the windows, so that an access to it is a fault, and interpreted with its checks.
+
+        An instruction breakpoint of DR7 is where fragments stop, as a debugger's is.
+        """
+        super()._watch()
+        registers = self._cpu.state.dr
+        before = self._register_stops
+        self._register_stops = frozenset(
+            registers[number]
+            for number in range(4)
+            if registers[7] >> (2 * number) & 3 and not registers[7] >> (16 + 4 * number) & 0xF
+        )
+        self._retranslate(before ^ self._register_stops, frozenset())
+        self._windows.withhold(self._watched_linear, self._watched_physical)
+        self._watching = False
+        self._guarded_until_icount = 0
+        self._guarding = bool(self._watched_linear or self._watched_physical or self._register_stops)
+
+    def _retranslate(self, linear_addresses: AbstractSet[int], physical_addresses: AbstractSet[int]) -> None:
+        """Drop the fragments of pages in which instructions are stopped at, or are no more."""
+        linear = {address >> PAGE_SHIFT for address in linear_addresses}
+        physical = {address >> PAGE_SHIFT for address in physical_addresses}
+        if not linear and not physical:
+            return
         for ram_page, fragments in list(self._fragments.pages.items()):
             if ram_page in physical or any(fragment.eip >> PAGE_SHIFT in linear for fragment in fragments):
                 self._drop_page(ram_page)
@@ -374,6 +452,7 @@ class BinaryTranslator(Interpreter):
         self._count("invalidations")
         for fragment in self._fragments.drop_page(ram_page):
             self._divert(fragment)
+            self._tally.drop(fragment.start)
         self._landings.pop(ram_page, None)
         self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
 
@@ -387,24 +466,23 @@ class BinaryTranslator(Interpreter):
             self._verifier.check_head(fragment.start, head + b"\xe9" + jump)
         tc.data[fragment.start : fragment.start + len(head) + 5] = head + b"\xe9" + jump
 
-    def _page_dropped(self, host: int, page: int) -> None:
-        """A page of a window is mapped no more: its addresses are looked up anew."""
-        table = self._tables.get(host)
-        if table is not None:
-            table.clear_page(page)
-
     def _drop_everything(self) -> None:
         """Start with an empty TC."""
         self._flushes += 1
+        self._tally.flush()
         for ram_page in list(self._fragments.pages):
             self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
         self._fragments.clear()
         self._landings.clear()
-        for table in self._tables.values():
-            table.clear()
+        self._spaces.clear_tables()
         if self._tc is not None:
             self._fpu.forget()
             self._tc.clear()
             if self._verifier is not None:
                 self._verifier.clear()
             self._tc.reset_call_stack()
+
+
+def _signed(value: int) -> int:
+    """The low 64 bits of `value` as a signed number."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -13,7 +13,17 @@ from machine.debug import CodeBreakpoint, Stop, StopKind, Watchpoint
 from machine.faults import Vector
 from machine.state import EAX, EBX, ECX, EDI, ESI, ESP
 from tests.oracles.assembler import assemble
-from tests.vmm.bare import ORIGIN, PAGE_TABLE, STACK_TOP, Bare, map_low_memory, set_handler, set_page
+from tests.vmm.bare import (
+    GDT_BASE,
+    IDT_BASE,
+    ORIGIN,
+    PAGE_TABLE,
+    STACK_TOP,
+    Bare,
+    map_low_memory,
+    set_handler,
+    set_page,
+)
 from tests.vmm.streams import SANDBOX, SANDBOX_PAGES, Program, programs
 from tests.vmm.twins import Twins
 
@@ -142,6 +152,19 @@ class TestWatchpoints:
             if "movsb" in operation:
                 assert len(stops) == 6
 
+    @EACH_KIND
+    @pytest.mark.parametrize(
+        "address", [STACK_TOP - 4, STACK_TOP - 12, IDT_BASE + 8 * 0x80, GDT_BASE + 0x10, DATA], ids=hex
+    )
+    def test_what_the_processor_itself_reads_and_writes(self, address: int, *, on_read: bool, on_write: bool) -> None:
+        def prepare(bare: Bare) -> None:
+            set_handler(bare, 0x80, assemble("inc ebx\npush ds\npop ds\niretd"))
+            bare.memory.store(DATA, 4, 0x10)
+
+        with Twins(f"1: inc ecx\nsti\nint 0x80\npushfd\npopfd\nmov fs, [{DATA:#x}]\ncli\njmp 1b", prepare) as twins:
+            watch(twins, Watchpoint(address, 4, on_read=on_read, on_write=on_write))
+            go_on(twins, 600)
+
     def test_they_come_and_go(self) -> None:
         chance = random.Random(1)
         with Twins(NEIGHBOURS, map_low_memory) as twins:
@@ -193,6 +216,17 @@ class TestWatchpoints:
             assert twins.run(2000, STEPS) is None
             watch(twins, Watchpoint(DATA + 0x40, 4, on_read=True, on_write=True))
             assert len(go_on(twins, 500)) > 30
+
+    def test_most_of_it_runs_as_emitted_code(self) -> None:
+        source = (
+            f"1: inc ecx\nadd eax, ecx\nmov [{DATA:#x}], eax\ncmp ecx, 5000\njne 1b\nmov [{DATA + 0x1000:#x}], eax\nhlt"
+        )
+        with Twins(source) as twins:
+            watch(twins, Watchpoint(DATA + 0x1000, 4, on_read=False, on_write=True))
+            stop = twins.run(100_000)
+            assert stop is not None
+            assert (stop.kind, stop.linear) == (StopKind.WATCHPOINT, DATA + 0x1000)
+            assert twins.count("faults interpreted") == 1
 
 
 def count_traps(bare: Bare) -> None:

@@ -36,12 +36,13 @@ from vmm.native.operands import (
     RBX,
     RSP,
 )  # fmt: skip
+from vmm.native.routines import emit_routines
 from vmm.native.signals import CORE, SLOT_BYTES
 from vmm.native.stateblock import StateBlock, field, gpr
 
 TC_BYTES = SLOT_BYTES
 CALL_STACK_BYTES = 64 << 10
-_STUBS_BYTES = 1024
+_STUBS_BYTES = 8192
 _FILL = 0xCC
 
 # Where the guest's registers live while emitted code runs, in the order of their encodings: ESP alone is moved.
@@ -69,6 +70,8 @@ class TranslationCache:
         host: address of offset 0 as the CPU sees it.
         position: offset of the next free byte.
         guard: host address of the page whose lower neighbour faults: the budget check.
+        exits: offsets of the ways out.
+        routines: offsets of the routines of in-TC emulation.
         stubs_bytes: length of the stubs, from offset 0 on.
         way_in: offset of the stub that `enter` calls.
     """
@@ -91,6 +94,7 @@ class TranslationCache:
             hostmemory.map_anonymous(CALL_STACK_BYTES, host=self._stacks + 4096)
             self.position = 0
             self.exits: dict[Exit, int] = {}
+            self.routines: dict[str, int] = {}
             self.stubs_bytes = self.way_in = 0
             enter = self._emit_stubs()
             self.enter: Callable[[], None] = ctypes.PYFUNCTYPE(None)(enter)
@@ -108,6 +112,10 @@ class TranslationCache:
     def is_call_stack_guard(self, host: int) -> bool:
         """Whether a fault address is just outside the stack of guest calls."""
         return self._stacks <= host < self._stacks + CALL_STACK_BYTES + 2 * 4096
+
+    def is_routine(self, offset: int) -> bool:
+        """Whether code at `offset` belongs to the routines of in-TC emulation."""
+        return self._routines_at <= offset < _STUBS_BYTES
 
     def is_budget_guard(self, host: int) -> bool:
         """Whether a fault address says that the budget is used up."""
@@ -164,6 +172,9 @@ class TranslationCache:
         assembler.align(16)
         enter = assembler.here
         _emit_enter(assembler, self.state.host, self.host, self.guard + GUARD_BIAS)
+        assembler.align(16)
+        self._routines_at = len(assembler.code)
+        self.routines = emit_routines(assembler, self.host + exit_offsets[Exit.CALLOUT])
         code = assembler.finish()
         assert len(code) <= _STUBS_BYTES
         self.place(code)

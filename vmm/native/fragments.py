@@ -6,9 +6,11 @@ It must not know how code is emitted or run.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vmm.native.fpupointers import Span
+from vmm.native.modes import Mode
 
 
 @dataclass(slots=True)
@@ -16,6 +18,7 @@ class Fragment:
     """The translation of one TU.
 
     Attributes:
+        mode: what it was translated for.
         eip: guest address of its first instruction.
         ram_page: the page of RAM that its instructions are in.
         start: offset of its code in the TC.
@@ -23,9 +26,12 @@ class Fragment:
         hosts: offset in the TC at which each guest instruction begins, ascending.
         eips: guest address of each, and of what follows.
         charged: instructions charged to the budget when it is entered.
+        end: offset in the TC behind its code.
+        shadows: what holds events off before an instruction, by its number: SHADOW_*, left out where nothing does.
         spans: pointers of x87 instructions that are not stored at once.
     """
 
+    mode: Mode
     eip: int
     ram_page: int
     start: int
@@ -34,6 +40,7 @@ class Fragment:
     eips: list[int]
     charged: int
     end: int = 0
+    shadows: Mapping[int, int] = field(default_factory=dict)
     spans: tuple[Span, ...] = ()
 
     def index_at(self, offset: int) -> int:
@@ -46,12 +53,12 @@ class FragmentIndex:
     """All fragments of a TC.
 
     Attributes:
-        by_address: (page of RAM, guest address) to fragment.
+        by_address: mode, page of RAM and guest address to fragment.
         pages: page of RAM to the fragments in it.
         covered: page of RAM to a byte for each of its bytes: 1 where an instruction was translated.
     """
 
-    by_address: dict[tuple[int, int], Fragment] = field(default_factory=dict)
+    by_address: dict[tuple[Mode, int, int], Fragment] = field(default_factory=dict)
     pages: dict[int, list[Fragment]] = field(default_factory=dict)
     covered: dict[int, bytearray] = field(default_factory=dict)
     _starts: list[int] = field(default_factory=list)
@@ -59,7 +66,7 @@ class FragmentIndex:
 
     def add(self, fragment: Fragment) -> None:
         """Enter a fragment that stands behind all others in the TC."""
-        self.by_address[fragment.ram_page, fragment.eip] = fragment
+        self.by_address[fragment.mode, fragment.ram_page, fragment.eip] = fragment
         self.pages.setdefault(fragment.ram_page, []).append(fragment)
         covered = self.covered.setdefault(fragment.ram_page, bytearray(4096))
         first = fragment.eip & 0xFFF
@@ -78,7 +85,7 @@ class FragmentIndex:
         """Forget the fragments of a page; their code is still there."""
         dropped = self.pages.pop(ram_page, [])
         for fragment in dropped:
-            self.by_address.pop((ram_page, fragment.eip), None)
+            self.by_address.pop((fragment.mode, ram_page, fragment.eip), None)
         self.covered.pop(ram_page, None)
         return dropped
 

@@ -10,6 +10,7 @@ from iced_x86 import Instruction, MemorySizeExt, Mnemonic, OpKind, Register, Reg
 from vmm.native.cache import GUEST_REGISTERS
 from vmm.native.operands import Memory
 from vmm.native.operands import Register as HostRegister
+from vmm.native.stateblock import word
 
 SEGMENT_REGISTERS = frozenset({Register.ES, Register.CS, Register.SS, Register.DS, Register.FS, Register.GS})
 _FLAT_SEGMENTS = frozenset({Register.ES, Register.SS, Register.DS})
@@ -18,6 +19,16 @@ _FLAT_SEGMENTS = frozenset({Register.ES, Register.SS, Register.DS})
 def register(guest: Register_) -> HostRegister:
     """Where a 32-bit (or 16-bit) guest register lives, as the host's 32-bit register."""
     return GUEST_REGISTERS[RegisterExt.number(guest)]
+
+
+def segment_number(guest: Register_) -> int:
+    """The encoding of a segment register: `machine.state.ES` to `GS`."""
+    return guest - Register.ES
+
+
+def selector(guest: Register_) -> Memory:
+    """The selector in a segment register, zero-extended to 32 bits."""
+    return word("segments", 2 * segment_number(guest))
 
 
 def memory(instruction: Instruction) -> Memory | None:

@@ -1,4 +1,4 @@
-"""Translation of the stack's instructions: PUSH, POP and LEAVE of 32 bits, on guest ESP in R12.
+"""Translation of the stack's instructions with 32-bit operands: PUSH, POP, PUSHAD, POPAD, LEAVE, on guest ESP in R12.
 
 ESP moves after the access that can fault; what has no emitter here is a callout.
 """
@@ -22,8 +22,10 @@ def emit_push(draft: Draft, instruction: Instruction) -> bool:
     kind = instruction.op0_kind
     if kind == OpKind.REGISTER:
         if instruction.op0_register in guest.SEGMENT_REGISTERS:
-            return False
-        draft.push(guest.register(instruction.op0_register))
+            draft.asm.emit("mov", R8D, guest.selector(instruction.op0_register))
+            draft.push(R8D)
+        else:
+            draft.push(guest.register(instruction.op0_register))
     elif kind == OpKind.MEMORY:
         operand = guest.memory(instruction)
         if operand is None:
@@ -55,3 +57,30 @@ def emit_leave(draft: Draft, instruction: Instruction) -> bool:
     emit("lea", GUEST_ESP, address(_GUEST_EBP, 4))
     emit("mov", _GUEST_EBP, R8D)
     return True
+
+
+def emit_pushad(draft: Draft, _instruction: Instruction) -> bool:
+    """PUSHAD: both ends are written to before anything that shows, the upper one with what is there."""
+    emit = draft.asm.emit
+    emit("mov", R8D, _slot(-4))
+    emit("mov", _slot(-4), R8D)
+    for number in range(7, -1, -1):
+        emit("mov", _slot(-4 - 4 * number), GUEST_REGISTERS[number])
+    emit("lea", GUEST_ESP, address(GUEST_ESP, -32))
+    return True
+
+
+def emit_popad(draft: Draft, _instruction: Instruction) -> bool:
+    """POPAD: both ends are read before a register changes; the value of ESP is skipped."""
+    emit = draft.asm.emit
+    emit("mov", R8D, _slot(0))
+    emit("mov", R8D, _slot(28))
+    for number in range(7, -1, -1):
+        if GUEST_REGISTERS[number] is not GUEST_ESP:
+            emit("mov", GUEST_REGISTERS[number], _slot(28 - 4 * number))
+    emit("lea", GUEST_ESP, address(GUEST_ESP, 32))
+    return True
+
+
+def _slot(offset: int) -> Memory:
+    return Memory(32, GUEST_ESP, displacement=offset, gs=True)

@@ -16,6 +16,36 @@ _FIELDS = (
     ("gpr", 32),  # EAX ECX EDX EBX ESP EBP ESI EDI, in the order of their encodings
     # ES CS SS DS FS GS, eight bytes each: selector, then bits 63:32 of the descriptor (0 for a null selector).
     ("segments", 6 * 8),
+    ("interrupt_flag", 4),  # EFLAGS.IF in its place, all other bits 0
+    ("system_flags", 4),  # IOPL NT AC ID VIF VIP of EFLAGS in their places
+    ("cpl", 4),
+    ("cr0", 4),
+    ("cr2", 4),
+    ("cr3", 4),
+    ("cr4", 4),
+    ("gdt_base", 4),
+    ("gdt_limit", 4),
+    ("idt_base", 4),
+    ("idt_limit", 4),
+    ("inner_stack", 4),  # linear address of ESP0 in the TSS; 0: the TSS has none that can be used
+    ("sysenter_cs", 4),
+    ("sysenter_esp", 4),
+    ("sysenter_eip", 4),
+    ("pending", 4),  # not 0: with IF set, something is to be delivered; a debugger catches INT n; NMIs are blocked
+    ("shadow", 4),  # what the instruction before a callout holds off: SHADOW_*
+    ("routine_eip", 4),  # of the instruction that a routine carries out
+    ("routine_next", 4),  # of the one behind it
+    ("routine_registers", 12),  # EAX ECX EDX as they were when it began
+    ("routine_flags", 8),
+    ("routine_return", 8),  # host address at which a routine that was called goes on
+    ("kernel_space", 16),  # window and dispatch table of CPL 0 of this address space, 0 if not known
+    ("user_space", 16),  # the same of CPL 3
+    ("interrupt_flag_before", 4),  # IF before the last STI
+    ("routine_selector", 4),  # scratch of routines
+    ("routine_access", 4),
+    ("segments_new", 8),
+    ("ns_per_insn", 8),
+    ("tsc_at_no_budget", 8),  # what RDTSC would give when the budget is used up
     ("eip", 4),  # of the next guest instruction, at an exit that names it
     ("reason", 4),  # why emitted code was left: `Exit`
     ("detail", 4),  # what belongs to the reason
@@ -63,6 +93,16 @@ def field(name: str) -> Memory:
     return Memory(8 * SIZES[name], R15, displacement=OFFSETS[name])
 
 
+def word(name: str, index: int) -> Memory:
+    """The operand for the 32-bit word number `index` of a field."""
+    return Memory(32, R15, displacement=OFFSETS[name] + 4 * index)
+
+
+def qword_of(name: str, index: int) -> Memory:
+    """The operand for the 64-bit word number `index` of a field."""
+    return Memory(64, R15, displacement=OFFSETS[name] + 8 * index)
+
+
 def gpr(number: int) -> Memory:
     """The operand for the slot of one guest register."""
     return Memory(32, R15, displacement=OFFSETS["gpr"] + 4 * number)
@@ -77,20 +117,22 @@ class StateBlock:
     """One state block in host memory.
 
     Attributes:
+        data: its bytes.
         words: its 32-bit words, its first being EAX.
         quads: its 64-bit words.
     """
 
     def __init__(self) -> None:
         self.host = hostmemory.map_anonymous(PAGE_BYTES)
-        data = hostmemory.view(self.host, PAGE_BYTES)
-        self.words = data.cast("I")
-        self.quads = data.cast("q")
+        self.data = hostmemory.view(self.host, PAGE_BYTES)
+        self.words = self.data.cast("I")
+        self.quads = self.data.cast("q")
 
     def close(self) -> None:
         """Unmap it."""
         self.words.release()
         self.quads.release()
+        self.data.release()
         hostmemory.release(self.host, PAGE_BYTES)
 
 
@@ -101,8 +143,23 @@ DETAIL = OFFSETS["detail"] // 4
 FLAGS = OFFSETS["flags"] // 8
 TARGET = OFFSETS["target"] // 8
 BUDGET = OFFSETS["budget"] // 8
-WINDOW = OFFSETS["window"] // 8
 SEGMENTS = OFFSETS["segments"] // 4
+INTERRUPT_FLAG = OFFSETS["interrupt_flag"] // 4
+SYSTEM_FLAGS = OFFSETS["system_flags"] // 4
+CPL = OFFSETS["cpl"] // 4
+CR0 = OFFSETS["cr0"] // 4
+CR3 = OFFSETS["cr3"] // 4
+SHADOW = OFFSETS["shadow"] // 4
+PENDING = OFFSETS["pending"] // 4
+ROUTINE_EIP = OFFSETS["routine_eip"] // 4
+ROUTINE_REGISTERS = OFFSETS["routine_registers"] // 4
+ROUTINE_FLAGS = OFFSETS["routine_flags"] // 8
+KERNEL_SPACE = OFFSETS["kernel_space"] // 8
+USER_SPACE = OFFSETS["user_space"] // 8
+INTERRUPT_FLAG_BEFORE = OFFSETS["interrupt_flag_before"] // 4
+NS_PER_INSN = OFFSETS["ns_per_insn"] // 8
+TSC_AT_NO_BUDGET = OFFSETS["tsc_at_no_budget"] // 8
+WINDOW = OFFSETS["window"] // 8
 DISPATCH = OFFSETS["dispatch"] // 8
 CALL_STACK = OFFSETS["call_stack"] // 8
 FAULT_ADDRESS = OFFSETS["fault_address"] // 8

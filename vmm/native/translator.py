@@ -18,10 +18,11 @@ from machine.instructions import Effect, lookup
 from machine.instructions.operands import CONDITION_NAMES
 from machine.instructions.table import FPU_FEATURES
 from vmm.blocks import OPTIONS
-from vmm.native import flow, guest, stack, strings
+from vmm.native import flow, guest, stack, strings, system
 from vmm.native.cache import TranslationCache
 from vmm.native.floating import FLOATING, emit_floating, must_store_pointers
 from vmm.native.ident import IDENT, emit_ident
+from vmm.native.modes import Mode
 from vmm.native.unit import Draft, Unit
 
 MAX_TU_INSTRUCTIONS = 12
@@ -45,6 +46,22 @@ EMITTERS: dict[str, Emitter] = {
     "push": stack.emit_push,
     "pop": stack.emit_pop,
     "leave": stack.emit_leave,
+    "pushad": stack.emit_pushad,
+    "popad": stack.emit_popad,
+    "mov_from_sreg": system.emit_mov_from_segment,
+    "mov_to_sreg": system.emit_mov_to_segment,
+    "pop_sreg": system.emit_pop_segment,
+    "pushfd": system.emit_pushfd,
+    "popfd": system.emit_popfd,
+    "cli": system.emit_cli,
+    "sti": system.emit_sti,
+    "int": system.emit_int,
+    "iretd": system.emit_iretd,
+    "sysenter": system.emit_sysenter,
+    "sysexit": system.emit_sysexit,
+    "mov_from_cr": system.emit_mov_from_cr,
+    "invlpg": system.emit_invlpg,
+    "rdtsc": system.emit_rdtsc,
     "pause": emit_nothing,
     **dict.fromkeys(("sfence", "lfence", "mfence"), emit_nothing),
     **{f"prefetch{hint}": emit_nothing for hint in ("nta", "t0", "t1", "t2")},
@@ -55,6 +72,7 @@ EMITTERS: dict[str, Emitter] = {
 
 def translate(
     tc: TranslationCache,
+    mode: Mode,
     eip: int,
     data: bytes,
     stops: frozenset[int] = frozenset(),
@@ -64,23 +82,28 @@ def translate(
 
     Args:
         tc: where the code will be placed next.
+        mode: what the CPU is in when it comes there.
         eip: guest address of the first instruction.
         data: the bytes from there to the end of the page.
         stops: guest addresses whose instructions are callouts because a debugger may stop there.
         features: the instruction sets that the CPU has.
     """
-    draft = Draft(tc, eip)
+    draft = Draft(tc, mode, eip)
     decoder = Decoder(32, data, OPTIONS, eip)
     end_eip = eip
-    while decoder.can_decode and len(draft.hosts) < MAX_TU_INSTRUCTIONS:
+    # What is in the shadow of STI stays with it, so that no budget ends between them.
+    while decoder.can_decode and (len(draft.hosts) < MAX_TU_INSTRUCTIONS or len(draft.hosts) in draft.shadows):
         instruction = decoder.decode()
         if instruction.is_invalid or end_eip in stops or not _emit(draft, instruction, data, decoder, features):
             break
         end_eip = instruction.next_ip32
         if instruction.flow_control != FlowControl.NEXT:
             return draft.finish(end_eip, len(draft.hosts))
+        if draft.is_complete:
+            draft.jump(end_eip)
+            return draft.finish(end_eip, len(draft.hosts))
     else:
-        if draft.hosts:
+        if draft.hosts and len(draft.hosts) not in draft.shadows:
             draft.store_pointers()
             draft.jump(end_eip)
             return draft.finish(end_eip, len(draft.hosts))
@@ -115,12 +138,12 @@ def _emit(
 
 
 def _emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect, data: bytes, decoder: Decoder) -> bool:
-    if effect not in (Effect.NEXT, Effect.BRANCH) or not guest.is_flat(instruction):
+    if not guest.is_flat(instruction):
         return False
     emitter = EMITTERS.get(name)
     if emitter is not None:
         return emitter(draft, instruction)
-    if name not in IDENT:
+    if name not in IDENT or effect not in (Effect.NEXT, Effect.BRANCH):
         return False
     offset = instruction.ip32 - draft.eip
     return emit_ident(draft, instruction, data[offset : offset + instruction.len], decoder)

@@ -7,12 +7,16 @@ Flags: nothing here changes RFLAGS, in which the guest's status flags live.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from machine.state import SHADOW_NONE
 from vmm.native.assembler import Assembler
 from vmm.native.cache import GUARD_BIAS, GUEST_ESP, Exit, TranslationCache
 from vmm.native.fpupointers import Pointers, Span
+from vmm.native.modes import Mode
 from vmm.native.operands import R8, R8D, R9, R9D, R10, R11, R13, R14, Memory, Register, address
+from vmm.native.stateblock import field as field_of
 
 _CHARGE_PLACEHOLDER = -0x1000_0000  # so that the displacement takes four bytes
 
@@ -42,6 +46,7 @@ class Unit:
         end_eip: the address after the last instruction.
         charged: instructions that retire if the end is reached.
         landings: offset in `code` of what follows a CALL, and the return address that it stands for.
+        shadows: as of `Fragment`.
         spans: what x87 instructions leave behind and is not stored at once.
         floating: it has instructions that need the guest's FPU state.
     """
@@ -53,6 +58,7 @@ class Unit:
     end_eip: int
     charged: int
     landings: tuple[tuple[int, int], ...]
+    shadows: Mapping[int, int]
     spans: tuple[Span, ...] = ()
     floating: bool = False
 
@@ -63,22 +69,28 @@ class Draft:
 
     Attributes:
         tc: where the code will be placed: at its next free position, before anything else is.
+        mode: what it is translated for.
         eip: guest address of the first instruction.
         asm: the assembler.
         hosts, eips: as of `Unit`.
         links: branches to be chained.
         landings: as of `Unit`.
+        shadows: as of `Fragment`.
+        is_complete: no instruction may follow.
         pointers: what x87 instructions leave behind.
         gates: those of the FPU that this TU has passed.
     """
 
     tc: TranslationCache
+    mode: Mode
     eip: int
     asm: Assembler = field(init=False)
     hosts: list[int] = field(default_factory=list)
     eips: list[int] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
     landings: list[tuple[int, int]] = field(default_factory=list)
+    shadows: dict[int, int] = field(default_factory=dict)
+    is_complete: bool = False
     pointers: Pointers = field(default_factory=Pointers)
     gates: set[str] = field(default_factory=set)
     _charge_at: int = 0
@@ -107,15 +119,52 @@ class Draft:
 
     def callout(self, eip: int) -> None:
         """Leave the TC: the instruction at `eip` is interpreted."""
+        self.tell_shadow()
         self.asm.emit("mov", R8D, eip)
         self.asm.jump_to("jmp", self.tc.host + self.tc.exits[Exit.CALLOUT])
 
     def callout_early(self, eip: int) -> None:
         """A callout in mid-TU: what was charged for this instruction and those behind it is given back."""
-        self.asm.emit("lea", R10, address(R10, _CHARGE_PLACEHOLDER))
-        self._refunds.append((len(self.asm.code) - 4, len(self.hosts) - 1))
+        self.budget_here(R10)
         self.callout(eip)
 
+    def budget_here(self, destination: Register) -> None:
+        """Let `destination` be what is left of the budget before this instruction."""
+        self.asm.emit("lea", destination, address(R10, _CHARGE_PLACEHOLDER))
+        self._refunds.append((len(self.asm.code) - 4, len(self.hosts) - 1))
+
+    @property
+    def in_shadow(self) -> int:
+        """What the instruction before holds off until the end of this one: SHADOW_*."""
+        return self.shadows.get(len(self.hosts) - 1, SHADOW_NONE)
+
+    def hold_off(self, kind: int) -> None:
+        """This instruction, STI or a load of SS, holds events off until the end of the next one."""
+        self.shadows[len(self.hosts)] = kind
+
+    def tell_shadow(self) -> None:
+        """Let whoever is left to know of the shadow that this instruction is in."""
+        if self.in_shadow:
+            self.asm.emit("mov", field_of("shadow"), self.in_shadow)
+
+    def call_routine(self, name: str, eip: int, next_eip: int) -> None:
+        """Call a routine of the TC, with its argument in R9D, for the last instruction of this TU."""
+        self._name_instruction(eip, next_eip)
+        self.asm.emit("lea", R8, address(R13, _CHARGE_PLACEHOLDER))
+        at = len(self.asm.code)
+        self.asm.jump_to("jmp", self.tc.host + self.tc.routines[name])
+        self.asm.code[at - 4 : at] = (self.tc.position + len(self.asm.code)).to_bytes(4, "little")
+        self.is_complete = True
+
+    def go_to_routine(self, name: str, eip: int, next_eip: int) -> None:
+        """The same with a routine that goes on elsewhere."""
+        self._name_instruction(eip, next_eip)
+        self.asm.jump_to("jmp", self.tc.host + self.tc.routines[name])
+
+    def _name_instruction(self, eip: int, next_eip: int) -> None:
+        self.tell_shadow()
+        self.asm.emit("mov", field_of("routine_eip"), eip)
+        self.asm.emit("mov", field_of("routine_next"), next_eip)
     def store_pointers(self) -> None:
         """Store what x87 instructions left behind, before the next guest instruction begins."""
         if self.pointers.pending:
@@ -177,6 +226,7 @@ class Draft:
             end_eip,
             charged,
             tuple(self.landings),
+            self.shadows,
             tuple(self.pointers.spans),
             bool(self.gates),
         )

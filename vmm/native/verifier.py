@@ -172,7 +172,7 @@ class _Reading:
         """Direct targets are boundaries further on, or known; where control leaves, the guest's registers are clean."""
         if step.relative is not None:
             target = at + len(step.code) + step.relative
-            if target in self.steps:
+            if target in self.steps and self.origin + target not in self.outside:
                 if target <= at:
                     raise _BrokenRuleError("a branch backwards inside a fragment")
                 there = _if_ecx_is_zero(state) if step.mnemonic == "jecxz" else state
@@ -199,7 +199,8 @@ class Verifier:
 
     def __init__(self, tc: TranslationCache) -> None:
         self._tc = tc
-        self._exits = frozenset(offset for reason, offset in tc.exits.items() if reason is not Exit.FAULT)
+        exits = {offset for reason, offset in tc.exits.items() if reason is not Exit.FAULT}
+        self._exits = frozenset(exits | {*tc.routines.values()})
         self._entries: dict[int, frozenset[int]] = {}  # start of a fragment: where else it is entered
         self._targets: set[int] = set(self._exits)
         self._links: set[int] = set()
@@ -215,9 +216,9 @@ class Verifier:
         """The TC's own code, which is emitted once: the exits, and the way in that the C caller takes."""
         tc = self._tc
         steps = self._steps(bytes(tc.data[: tc.stubs_bytes]), stub=True)
-        incoming = dict.fromkeys(tc.exits.values(), _OUTSIDE)
+        incoming = dict.fromkeys((*tc.exits.values(), *tc.routines.values()), _OUTSIDE)
         incoming[tc.way_in] = _NOTHING
-        reading = _Reading(0, steps, incoming, (), -1, frozenset())
+        reading = _Reading(0, steps, incoming, frozenset(tc.exits.values()), -1, frozenset())
         reading.read(lambda at, code, rule: VerifierError(None, at, code, rule))
 
     def check_unit(self, unit: Unit) -> None:

@@ -27,7 +27,12 @@ from machine.instructions.operands import CONDITION_NAMES
 from vmm.native import whitelistfpu
 
 # Fields of the state block that fragments may store to: no addresses that anybody jumps to or maps by.
-WRITABLE: Final = frozenset({"gpr", "eip", "reason", "detail", "fpu_ip", "fpu_cs", "fpu_dp", "fpu_ds", "fpu_op"})
+WRITABLE: Final = frozenset(
+    (
+        *("gpr", "eip", "reason", "detail", "interrupt_flag", "interrupt_flag_before", "shadow"),
+        *("routine_eip", "routine_next", "fpu_ip", "fpu_cs", "fpu_dp", "fpu_ds", "fpu_op"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,17 @@ _FLOW = (
     Form("ret", "", "directly behind it", needs={"[rsp]": ENTRY}, flow="jump"),
 )
 _IN_WINDOW = {"rsi": POINTER, "rdi": POINTER}
+_SYSTEM = (
+    Form("pushfq", "", "PUSHFD: RFLAGS as they are"),
+    Form("pop", "r8", "directly behind PUSHFQ", gives={"r8": U32}),
+    Form("lea", "r8, [r13+imm]", "where a routine goes on", gives={"r8": ENTRY}),
+    Form("lea", "rdx, [r10+imm]", "RDTSC: what is left of the budget"),
+    Form("mulx", "r9, r8, qword [state.ns_per_insn]", "RDTSC: as time"),
+    Form("not", "r8", "RDTSC: the same, negative"),
+    Form("mov", "r9, qword [state.tsc_at_no_budget]", "RDTSC"),
+    Form("lea", "r8, [r8+r9+1]", "RDTSC"),
+    Form("shrx", "rdx, r8, rdx", "RDTSC: the upper half", needs={"rdx": Fact("const", 32)}, gives={"rdx": U32}),
+)
 _STRINGS = (
     Form("lea", "rsi, [r8+rsi]", "window + ESI", needs={"r8": WINDOW, "rsi": U32}, gives={"rsi": POINTER}),
     Form("lea", "rdi, [r8+rdi]", "window + EDI", needs={"r8": WINDOW, "rdi": U32}, gives={"rdi": POINTER}),
@@ -190,6 +206,20 @@ _STUBS = (
     Form("jmp", "qword [state.target]", "the way in: where Python says", flow="jump", stub=True),
     Form("ret", "", "the way out: to the caller in C", flow="jump", stub=True),
 )
+_ROUTINES = (
+    Form("mov", "rax, qword [state.kernel_space]", "a window or 0", gives={"rax": WINDOW}, stub=True),
+    Form("mov", "rax, qword [state.user_space]", "a window or 0", gives={"rax": WINDOW}, stub=True),
+    Form("mov", "r8, qword [state.window]", "a routine fails: its own window", gives={"r8": WINDOW}, stub=True),
+    Form("wrgsbase", "r8", "a routine fails: its own window", needs={"r8": WINDOW}, prefixes=b"\xf3", stub=True),
+    Form("mov", "r14, qword [state.kernel_space]", "a dispatch table", stub=True),
+    Form("mov", "r14, qword [state.user_space]", "a dispatch table", stub=True),
+    Form("test", "rax, rax", "is the space known?", gives={"rax": WINDOW}, stub=True),
+    Form("cmp", "state, imm", "decisions", stub=True),
+    Form("test and or", "state, any", "decisions, and flags", stub=True),
+    Form("or cmp", "reg, state", "flags, and decisions", stub=True),
+    Form("add", "reg, state", "an address in a descriptor table", stub=True),
+    Form("jmp", "qword [state.routine_return]", "where the fragment said", flow="jump", stub=True),
+)
 
-FORMS: Final[tuple[Form, ...]] = (*_FLOW, *_BUDGET, *_STRINGS, *_STATE, *_COMPUTING, *_FLOATING)
-STUB_FORMS: Final[tuple[Form, ...]] = (*_STUBS, *FORMS)
+FORMS: Final[tuple[Form, ...]] = (*_FLOW, *_BUDGET, *_STRINGS, *_SYSTEM, *_STATE, *_COMPUTING, *_FLOATING)
+STUB_FORMS: Final[tuple[Form, ...]] = (*_ROUTINES, *_STUBS, *FORMS)

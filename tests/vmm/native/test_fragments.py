@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from vmm.native.fragments import Fragment, FragmentIndex
+from vmm.native.modes import Mode
+
+KERNEL = Mode(user=False)
 
 
 def fragment(eip: int, ram_page: int, start: int, *, guest_bytes: int = 8, insns: int = 3) -> Fragment:
     hosts = [start + 18 + 10 * number for number in range(insns)]
     eips = [eip + 2 * number for number in range(insns)]
-    return Fragment(eip, ram_page, start, guest_bytes, hosts, eips, insns, start + 100)
+    return Fragment(KERNEL, eip, ram_page, start, guest_bytes, hosts, eips, insns, start + 100)
 
 
 class TestFragment:
@@ -23,7 +26,7 @@ class TestIndex:
         first, alias, second = fragment(0x1000, 1, 100), fragment(0x5000, 1, 200), fragment(0x1000, 9, 300)
         for each in (first, alias, second):
             index.add(each)
-        assert index.by_address == {(1, 0x1000): first, (1, 0x5000): alias, (9, 0x1000): second}
+        assert index.by_address == {(KERNEL, 1, 0x1000): first, (KERNEL, 1, 0x5000): alias, (KERNEL, 9, 0x1000): second}
         assert index.pages == {1: [first, alias], 9: [second]}
 
     def test_by_place_in_the_cache(self) -> None:
@@ -51,14 +54,14 @@ class TestIndex:
         index.add(first)
         index.add(second)
         assert index.drop_page(1) == [first]
-        assert index.by_address == {(2, 0x2000): second}
+        assert index.by_address == {(KERNEL, 2, 0x2000): second}
         assert 1 not in index.pages
         assert 1 not in index.covered
         assert index.at(100) is first
         assert index.drop_page(1) == []
         again = fragment(0x1000, 1, 300)
         index.add(again)
-        assert index.by_address[1, 0x1000] is again
+        assert index.by_address[KERNEL, 1, 0x1000] is again
         assert index.at(100) is first
 
     def test_nothing_is_found_after_clear(self) -> None:

@@ -12,9 +12,11 @@ from tests.machine.instruction_cases import Case
 from tests.vmm.streams import cases
 from vmm.native.cache import TranslationCache
 from vmm.native.ident import IDENT, prefix_count
+from vmm.native.modes import Mode
 from vmm.native.translator import translate
 
 EIP = 0x1000
+KERNEL = Mode(user=False)
 _ESP_IS = {Register.ESP: Register.R12D, Register.SP: Register.R12W}
 _HIGH = frozenset({Register.AH, Register.CH, Register.DH, Register.BH})
 _STACK = frozenset({Register.ESP, Register.SP})
@@ -30,7 +32,7 @@ def tc() -> Iterator[TranslationCache]:
 
 def host_code(tc: TranslationCache, code: bytes) -> bytes | None:
     """What stands for one guest instruction; None if it is a callout."""
-    unit = translate(tc, EIP, code.ljust(32, b"\x90"))
+    unit = translate(tc, KERNEL, EIP, code.ljust(32, b"\x90"))
     return unit.code[unit.hosts[0] : unit.hosts[1]] if unit.charged else None
 
 

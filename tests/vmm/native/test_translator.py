@@ -9,14 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from iced_x86 import Code, Decoder, FlowControl, Instruction, OpKind, Register
 
+from machine.state import SHADOW_STI
 from tests.machine.instruction_cases import by_mnemonic
 from tests.oracles.assembler import assemble
 from vmm.native.cache import Exit, TranslationCache
 from vmm.native.ident import IDENT
+from vmm.native.modes import Mode
 from vmm.native.translator import EMITTERS, MAX_TU_INSTRUCTIONS, translate
 from vmm.native.unit import Unit
 
 EIP = 0x1000
+KERNEL, USER = Mode(user=False), Mode(user=True)
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +30,9 @@ def tc() -> Iterator[TranslationCache]:
     made.close()
 
 
-def unit_of(tc: TranslationCache, source: str, *, stops: Sequence[int] = ()) -> Unit:
+def unit_of(tc: TranslationCache, source: str, *, stops: Sequence[int] = (), mode: Mode = KERNEL) -> Unit:
     code = assemble(source, origin=EIP).ljust(4096, b"\x90")
-    return translate(tc, EIP, code, frozenset(stops))
+    return translate(tc, mode, EIP, code, frozenset(stops))
 
 
 def host_instructions(tc: TranslationCache, unit: Unit) -> list[Instruction]:
@@ -76,25 +79,41 @@ class TestEnds:
         assert unit.charged == len(unit.hosts) == 3
         assert unit.end_eip == EIP + len(assemble(f"inc eax\ninc ecx\n{branch}\n1: inc edx", origin=EIP)) - 1
 
-    @pytest.mark.parametrize("callout", ["cli", "hlt", "int 3", "mov eax, cr0", "popfd", "in al, dx", "ud2", "lret"])
+    @pytest.mark.parametrize("callout", ["hlt", "int 3", "mov cr0, eax", "popfw", "in al, dx", "ud2", "lret"])
     def test_before_a_callout(self, tc: TranslationCache, callout: str) -> None:
         unit = unit_of(tc, f"inc eax\ninc ecx\n{callout}\ninc edx")
         assert (unit.charged, unit.end_eip, unit.eips) == (2, EIP + 2, (EIP, EIP + 1, EIP + 2))
+
+    @pytest.mark.parametrize("source", ["cli", "sti", "mov eax, cr2", "invlpg [eax]", "sysexit", "rdtsc"])
+    def test_before_what_ring_3_may_not_or_not_always(self, tc: TranslationCache, source: str) -> None:
+        assert unit_of(tc, source, mode=USER).charged == 0
+        assert unit_of(tc, source, mode=KERNEL).charged > 0
+
+    @pytest.mark.parametrize("source", ["popfd", "mov ds, eax", "pop gs", "int 0x80", "iretd", "sysenter"])
+    def test_behind_what_a_routine_does(self, tc: TranslationCache, source: str) -> None:
+        assert unit_of(tc, f"inc eax\n{source}\ninc edx").charged == 2
+
+    def test_what_is_in_the_shadow_of_sti_stays_with_it(self, tc: TranslationCache) -> None:
+        unit = unit_of(tc, "inc eax\n" * 11 + "sti\ninc ecx\ninc edx")
+        assert (unit.charged, unit.shadows) == (13, {12: SHADOW_STI})
+        unit = unit_of(tc, "sti\nhlt")
+        assert (unit.charged, unit.shadows) == (1, {1: SHADOW_STI})
+        assert "mov dword ptr [r15" in listing(tc, unit, 1)[0]
         assert listing(tc, unit, 2) == [f"mov r8d,{EIP + 2:X}h", "jmp CALLOUT"]
 
     def test_at_the_end_of_the_page(self, tc: TranslationCache) -> None:
-        unit = translate(tc, 0x1FFE, b"\x40\x41")
+        unit = translate(tc, KERNEL, 0x1FFE, b"\x40\x41")
         assert (unit.charged, unit.end_eip) == (2, 0x2000)
         assert listing(tc, unit, 1)[1:] == ["mov r8d,2000h", "mov r9d,[r14+r8*4]", "lea r9,[r13+r9]", "jmp r9"]
 
     @pytest.mark.parametrize("data", [b"\x40\x83", b"\x40\xe8\x00", b"\x40\x66\x66"])
     def test_before_an_instruction_across_the_end_of_the_page(self, tc: TranslationCache, data: bytes) -> None:
-        unit = translate(tc, 0x2000 - len(data), data)
+        unit = translate(tc, KERNEL, 0x2000 - len(data), data)
         assert (unit.charged, unit.end_eip) == (1, 0x2001 - len(data))
         assert listing(tc, unit, 1)[-1] == "jmp CALLOUT"
 
     def test_before_the_instruction_that_ends_at_4_gib(self, tc: TranslationCache) -> None:
-        unit = translate(tc, 0xFFFF_FFFE, b"\x40\x41")
+        unit = translate(tc, KERNEL, 0xFFFF_FFFE, b"\x40\x41")
         assert (unit.charged, unit.end_eip) == (1, 0xFFFF_FFFF)
 
     @pytest.mark.parametrize("stop", [0, 1, 3])
@@ -139,10 +158,19 @@ class TestForms:
         assert listing(tc, unit_of(tc, f"{source}\nhlt"), 0) == lines
 
     @pytest.mark.parametrize(
-        "source", ["push ax", "pop ax", "push ds", "pop es", "pop dword ptr [eax]", "pushfd", "pushad"]
+        "source", ["push ax", "pop ax", "pop ss", "pop dword ptr [eax]", "pushfw", "pushaw", "popaw", "enter 8, 0"]
     )
     def test_that_the_stack_has_not(self, tc: TranslationCache, source: str) -> None:
         assert unit_of(tc, source).charged == 0
+
+    def test_both_ends_of_pushad_come_first(self, tc: TranslationCache) -> None:
+        lines = listing(tc, unit_of(tc, "pushad"), 0)
+        assert lines[:3] == ["mov r8d,gs:[r12d-4]", "mov gs:[r12d-4],r8d", "mov gs:[r12d-20h],edi"]
+        assert listing(tc, unit_of(tc, "popad"), 0)[:3] == [
+            "mov r8d,gs:[r12d]",
+            "mov r8d,gs:[r12d+1Ch]",
+            "mov edi,gs:[r12d]",
+        ]
 
     def test_of_a_return(self, tc: TranslationCache) -> None:
         body = ["mov r9d,[r14+r8*4]", "lea r9,[r13+r9]", "mov [rsp],r9", "ret"]
@@ -227,7 +255,7 @@ def test_what_has_no_emitter_is_a_callout(tc: TranslationCache) -> None:
     for name, found in by_mnemonic(32).items():
         if name not in IDENT and name not in EMITTERS:
             for case in found[::8]:
-                assert translate(tc, EIP, case.code.ljust(32, b"\x90")).charged == 0, str(case)
+                assert translate(tc, KERNEL, EIP, case.code.ljust(32, b"\x90")).charged == 0, str(case)
 
 
 _ALLOWED_FLOWS = frozenset({
@@ -240,10 +268,10 @@ _ALLOWED_FLOWS = frozenset({
 @settings(max_examples=300)
 def test_no_bytes_of_a_guest_become_more_than_host_code_of_ours(tc: TranslationCache, data: bytes) -> None:
     """Nothing privileged or unknown, no system call, and no direct branch but to an exit or into the unit."""
-    unit = translate(tc, EIP, data)
+    unit = translate(tc, KERNEL, EIP, data)
     instructions = host_instructions(tc, unit)
     starts = {instruction.ip for instruction in instructions}
-    exits = {tc.host + offset for offset in tc.exits.values()}
+    exits = {tc.host + offset for offset in (*tc.exits.values(), *tc.routines.values())}
     for instruction in instructions:
         assert not instruction.is_invalid, data.hex()
         assert not instruction.is_privileged, data.hex()

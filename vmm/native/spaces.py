@@ -1,0 +1,134 @@
+"""Spaces: where guest code runs at a time, which is a window, a mode and the dispatch table of both.
+
+It keeps what emitted code needs to change spaces by itself in the state block: the spaces of both privilege levels of
+the current page tables, and of some page tables used lately. It must not know fragments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from machine.cpu import Cpu
+from vmm.native import stateblock
+from vmm.native.dispatch import DispatchTable
+from vmm.native.modes import Mode, Modes
+from vmm.native.stateblock import StateBlock
+from vmm.native.windows import Window, Windows
+
+
+@dataclass(slots=True, eq=False)
+class Space:
+    """One space.
+
+    Attributes:
+        window: guest memory.
+        mode: what the fragments that run in it are translated for.
+        table: their offsets by guest address.
+    """
+
+    window: Window
+    mode: Mode
+    table: DispatchTable
+
+
+class Spaces:
+    """All spaces of an engine.
+
+    Attributes:
+        current: the space that the CPU is in; `select` and `adopt` set it.
+        modes: the modes.
+        windows: the windows.
+    """
+
+    def __init__(self, cpu: Cpu, block: StateBlock) -> None:
+        self._cpu = cpu
+        self._block = block
+        self.modes = Modes(cpu)
+        self.windows = Windows(cpu)
+        self.current: Space | None = None
+        self._by_window: dict[int, dict[Mode, Space]] = {}
+        self._by_table: dict[int, Space] = {}
+        self._published: Space | None = None
+
+    def attach(self) -> None:
+        """Begin to follow changes of page tables."""
+        self.windows.attach()
+        self.windows.on_drop.append(self._page_dropped)
+        self.windows.on_evict.append(self._window_evicted)
+
+    def detach(self) -> None:
+        """Give all address space back."""
+        self.windows.detach()
+        for space in self._by_table.values():
+            space.table.close()
+        self._by_window.clear()
+        self._by_table.clear()
+        self.current = self._published = None
+
+    def select(self, mode: Mode) -> Space:
+        """Make the space of the CPU's page tables and privilege for `mode` the current one, in the state block too."""
+        space = self._of(self.windows.select(), mode)
+        self.current = space
+        quads = self._block.quads
+        quads[stateblock.WINDOW] = space.window.host
+        quads[stateblock.DISPATCH] = space.table.host
+        if space is not self._published:
+            self._publish(space)
+        return space
+
+    def adopt(self) -> Space:
+        """Emitted code may have gone to another space: the CPU's CR3 and CPL follow it; returns the space."""
+        space = self._by_table[self._block.quads[stateblock.DISPATCH]]
+        if space is not self.current:
+            cpu = self._cpu
+            self.current = space
+            cr3 = self._block.words[stateblock.CR3]
+            if cr3 != cpu.state.cr3:
+                cpu.state.cr3 = cr3
+                cpu.mmu.flush()
+            cpu.set_cpl(3 if space.mode.user else 0)
+            self.windows.select()
+            self._publish(space)
+        return space
+
+    def clear_tables(self) -> None:
+        """Forget all offsets."""
+        for space in self._by_table.values():
+            space.table.clear()
+
+    def _of(self, window: Window, mode: Mode) -> Space:
+        spaces = self._by_window.setdefault(window.host, {})
+        space = spaces.get(mode)
+        if space is None:
+            space = spaces[mode] = Space(window, mode, DispatchTable())
+            self._by_table[space.table.host] = space
+        return space
+
+    def _publish(self, space: Space) -> None:
+        """Tell emitted code about the two privilege levels of this address space, as far as they have been used."""
+        quads = self._block.quads
+        cr3 = self._cpu.state.cr3
+        for user, fields in ((False, stateblock.KERNEL_SPACE), (True, stateblock.USER_SPACE)):
+            mode = self.modes.with_privilege(space.mode, user=user)
+            window = self.windows.lookup(cr3, user=user)
+            other = None if window is None else self._by_window.get(window.host, {}).get(mode)
+            quads[fields] = 0 if other is None else other.window.host
+            quads[fields + 1] = 0 if other is None else other.table.host
+        self._published = space
+
+    def _page_dropped(self, host: int, page: int) -> None:
+        """A page of a window is mapped no more: its addresses are looked up anew."""
+        for space in self._by_window.get(host, {}).values():
+            space.table.clear_page(page)
+
+    def _window_evicted(self, host: int) -> None:
+        """The window at `host` stands for other page tables from now on."""
+        for space in self._by_window.pop(host, {}).values():
+            del self._by_table[space.table.host]
+            space.table.close()
+            if space is self.current:
+                self.current = None
+        self._published = None
+        quads = self._block.quads
+        for fields in (stateblock.KERNEL_SPACE, stateblock.USER_SPACE):
+            quads[fields] = quads[fields + 1] = 0

@@ -1,0 +1,183 @@
+"""Translation of system instructions: short ones in place, longer ones by the routines of in-TC emulation.
+
+What has no emitter here, or not in this mode, is a callout. It must not know how the routines work.
+"""
+
+from __future__ import annotations
+
+from iced_x86 import Code, Instruction, OpKind, Register, RegisterExt
+
+from machine.flags import IF
+from machine.state import CS, SHADOW_STI, SS
+from vmm.native import guest
+from vmm.native.cache import GUEST_ESP
+from vmm.native.operands import EAX, ECX, EDX, R8, R8D, R9, R9D, RDX, Memory, address
+from vmm.native.operands import Register as HostRegister
+from vmm.native.stateblock import field
+from vmm.native.unit import Draft
+
+_LOADS = {0: "load es", 3: "load ds", 4: "load fs", 5: "load gs"}
+_CONTROL_REGISTERS = {Register.CR0: "cr0", Register.CR2: "cr2", Register.CR3: "cr3", Register.CR4: "cr4"}
+
+
+def emit_mov_from_segment(draft: Draft, instruction: Instruction) -> bool:
+    """MOV r/m, Sreg: 16 bits into memory; a 32-bit register is zero-extended."""
+    selector = guest.selector(instruction.op1_register)
+    emit = draft.asm.emit
+    if instruction.op0_kind == OpKind.REGISTER:
+        destination = guest.register(instruction.op0_register)
+        if RegisterExt.size(instruction.op0_register) == 4:
+            emit("mov", destination, selector)
+        else:
+            emit("mov", R8D, selector)
+            emit("mov", HostRegister(destination.number, 16), HostRegister(R8.number, 16))
+        return True
+    operand = guest.memory(instruction)
+    if operand is None:
+        return False
+    emit("mov", R8D, selector)
+    emit("mov", Memory(16, operand.base, operand.index, operand.scale, operand.displacement, gs=True), _R8W)
+    return True
+
+
+_R8W = HostRegister(R8.number, 16)
+
+
+def emit_mov_to_segment(draft: Draft, instruction: Instruction) -> bool:
+    """MOV Sreg, r/m16: by a routine; a load of SS is a callout."""
+    number = guest.segment_number(instruction.op0_register)
+    if number in (CS, SS):
+        return False
+    emit = draft.asm.emit
+    if instruction.op1_kind == OpKind.REGISTER:
+        source = guest.register(instruction.op1_register)
+        emit("movzx", R9D, HostRegister(source.number, 16))
+    else:
+        operand = guest.memory(instruction)
+        if operand is None:
+            return False
+        emit("movzx", R9D, Memory(16, operand.base, operand.index, operand.scale, operand.displacement, gs=True))
+    draft.call_routine(_LOADS[number], instruction.ip32, instruction.next_ip32)
+    return True
+
+
+def emit_pop_segment(draft: Draft, instruction: Instruction) -> bool:
+    """POP Sreg with a 32-bit operand; POP SS is a callout."""
+    number = guest.segment_number(instruction.op0_register)
+    if number in (CS, SS) or instruction.stack_pointer_increment != 4:
+        return False
+    emit = draft.asm.emit
+    emit("mov", R9D, Memory(32, GUEST_ESP, gs=True))
+    emit("movzx", R9D, HostRegister(R9.number, 16))
+    draft.call_routine(_LOADS[number], instruction.ip32, instruction.next_ip32)
+    emit("lea", GUEST_ESP, address(GUEST_ESP, 4))
+    return True
+
+
+def emit_pushfd(draft: Draft, _instruction: Instruction) -> bool:
+    """PUSHFD: RFLAGS has IF set, whatever the guest's IF is; the sums are of disjoint bits, so LEA is an OR."""
+    emit = draft.asm.emit
+    emit("pushfq")
+    emit("pop", R8)
+    emit("mov", R9D, field("interrupt_flag"))
+    emit("lea", R8D, address(R8, -IF, index=R9))
+    emit("mov", R9D, field("system_flags"))
+    emit("lea", R8D, address(R8, index=R9))
+    draft.push(R8D)
+    return True
+
+
+def emit_popfd(draft: Draft, instruction: Instruction) -> bool:
+    """POPFD."""
+    emit = draft.asm.emit
+    emit("mov", R9D, Memory(32, GUEST_ESP, gs=True))
+    draft.call_routine("popf", instruction.ip32, instruction.next_ip32)
+    emit("lea", GUEST_ESP, address(GUEST_ESP, 4))
+    return True
+
+
+def emit_cli(draft: Draft, _instruction: Instruction) -> bool:
+    """CLI in ring 0."""
+    if draft.mode.user:
+        return False
+    draft.asm.emit("mov", field("interrupt_flag"), 0)
+    return True
+
+
+def emit_sti(draft: Draft, instruction: Instruction) -> bool:
+    """STI in ring 0; a callout if something waits for it."""
+    if draft.mode.user or draft.in_shadow:
+        return False
+    emit = draft.asm.emit
+    emit("mov", R9D, ECX)
+    emit("mov", ECX, field("pending"))
+    draft.asm.raw(b"\x67\xe3\x00")  # jecxz to where ECX is restored and the instruction runs
+    after_jump = len(draft.asm.code)
+    emit("mov", ECX, R9D)
+    draft.callout_early(instruction.ip32)
+    draft.asm.code[after_jump - 1] = len(draft.asm.code) - after_jump
+    emit("mov", ECX, R9D)
+    emit("mov", R8D, field("interrupt_flag"))
+    emit("mov", field("interrupt_flag_before"), R8D)
+    emit("mov", field("interrupt_flag"), IF)
+    draft.hold_off(SHADOW_STI)
+    return True
+
+
+def emit_int(draft: Draft, instruction: Instruction) -> bool:
+    """INT n."""
+    if instruction.code != Code.INT_IMM8:
+        return False
+    draft.asm.emit("mov", R9D, instruction.immediate8)
+    draft.go_to_routine("int", instruction.ip32, instruction.next_ip32)
+    return True
+
+
+def emit_iretd(draft: Draft, instruction: Instruction) -> bool:
+    """IRETD."""
+    draft.go_to_routine("iret", instruction.ip32, instruction.next_ip32)
+    return True
+
+
+def emit_sysenter(draft: Draft, instruction: Instruction) -> bool:
+    """SYSENTER."""
+    draft.go_to_routine("sysenter", instruction.ip32, instruction.next_ip32)
+    return True
+
+
+def emit_sysexit(draft: Draft, instruction: Instruction) -> bool:
+    """SYSEXIT in ring 0."""
+    if draft.mode.user:
+        return False
+    draft.go_to_routine("sysexit", instruction.ip32, instruction.next_ip32)
+    return True
+
+
+def emit_mov_from_cr(draft: Draft, instruction: Instruction) -> bool:
+    """MOV r32, CRn in ring 0."""
+    name = _CONTROL_REGISTERS.get(instruction.op1_register)
+    if draft.mode.user or name is None:
+        return False
+    draft.asm.emit("mov", guest.register(instruction.op0_register), field(name))
+    return True
+
+
+def emit_invlpg(draft: Draft, _instruction: Instruction) -> bool:
+    """INVLPG in ring 0: windows never hold anything stale."""
+    return not draft.mode.user
+
+
+def emit_rdtsc(draft: Draft, _instruction: Instruction) -> bool:
+    """RDTSC in ring 0, where CR4.TSD does not matter: EDX:EAX = the TSC when no budget is left - what is left now."""
+    if draft.mode.user:
+        return False
+    emit = draft.asm.emit
+    draft.budget_here(RDX)
+    emit("mulx", R9, R8, field("ns_per_insn"))
+    emit("not", R8)
+    emit("mov", R9, field("tsc_at_no_budget"))
+    emit("lea", R8, address(R8, 1, index=R9))
+    emit("mov", EAX, R8D)
+    emit("mov", EDX, 32)
+    emit("shrx", RDX, R8, RDX)
+    return True
