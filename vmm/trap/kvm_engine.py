@@ -20,7 +20,7 @@ from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop, StopKind
 from machine.engine import ExitCount
 from machine.faults import DebugFault, Vector
-from machine.flags import RF, TF, VM
+from machine.flags import IF, RF, TF, VM
 from machine.interrupts import TripleFault, deliver_event
 from machine.state import CR0_PG, CS
 from vmm.interp import DR7_ENABLED, PATIENCE_EVENTS, Interpreter
@@ -34,7 +34,7 @@ from vmm.trap.kvmstate import load_state, read_tsc, store_state, write_tsc
 from vmm.trap.kvmstay import KvmStay, Outcome
 
 # A stint lasts as long as its budget says, but long enough for KVM to get anywhere, and short enough for Ctrl-C.
-MIN_STINT_NS = 200_000
+MIN_STINT_NS = 1_000_000
 MAX_STINT_NS = 10_000_000
 # After an instruction that KVM's emulator does not know, more and more of them are interpreted in one go: they come in
 # company, and each exit for one takes a millisecond.
@@ -212,7 +212,7 @@ class KvmEngine(Interpreter):
             return None
         stay = KvmStay(self._cpu, self._vcpu, kick, self._exits, self._patience)
         try:
-            outcome = stay.run(end_ns)
+            outcome = stay.run(max(end_ns, time.monotonic_ns() + MIN_STINT_NS))
         except KvmError as error:
             self._refusal = str(error)
             outcome = None
@@ -287,10 +287,16 @@ class KvmEngine(Interpreter):
         if outcome is ExitReason.SHUTDOWN:
             return self._judge_shutdown()
         if outcome is ExitReason.HLT:
-            self._cpu.state.halted = 1
-        elif outcome is ExitReason.INTERNAL_ERROR:
+            return self._judge_halt()
+        if outcome is ExitReason.INTERNAL_ERROR:
             self._begin_burst()
         return None
+
+    def _judge_halt(self) -> Stop | None:
+        cpu = self._cpu
+        cpu.state.halted = 1
+        wakes = cpu.state.eflags & IF and (cpu.lines.intr or cpu.clock.next_deadline_ns is not None)
+        return None if wakes or cpu.lines.attention else Stop(StopKind.HALTED)
 
     def _judge_debug_exit(self, debug_exit: DebugExit) -> Stop | None:
         """A debug register of the host was hit, or the guest has trapped while we use them."""

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 
+from machine.cpuid import FEATURE_CMOV, FEATURE_PSE, FEATURE_TSC
 from machine.flags import VM
 from machine.segmentation import V86_ATTRIBUTES
 from machine.state import (
@@ -42,6 +43,8 @@ _LOOP = b"\x49\x75\xfd\xf4"  # 1: dec ecx; jnz 1b; hlt
 _STORE = b"\xa3" + _DATA.to_bytes(4, "little") + b"\xf4"  # mov [data], eax; hlt
 _FLOAT = b"\xdb\xe3\xd9\xe8\xf4"  # fninit; fld1; hlt
 _RFLAGS = 17
+_CPUID = b"\xb8\x01\x00\x00\x00\x0f\xa2\x89\x15" + _DATA.to_bytes(4, "little") + b"\xf4"  # mov [data], edx of leaf 1
+_FEATURES = (FEATURE_PSE | FEATURE_TSC | FEATURE_CMOV).to_bytes(4, "little")
 _NOP = b"\x90\xf4"
 
 
@@ -54,6 +57,7 @@ class KvmFacts:
         virtual_8086: EFLAGS.VM can be set.
         code_breakpoints, data_breakpoints: the host's use of DR0 to DR3 stops the guest.
         fpu: x87 instructions run.
+        cpuid: CPUID answers what it was told to; else the host's features show through.
         insns_per_s: how fast a loop of two instructions runs, its start included.
     """
 
@@ -62,6 +66,7 @@ class KvmFacts:
     code_breakpoints: bool
     data_breakpoints: bool
     fpu: bool
+    cpuid: bool
     insns_per_s: float
 
     def describe(self) -> str:
@@ -74,6 +79,7 @@ class KvmFacts:
                 ("code breakpoints", self.code_breakpoints),
                 ("data breakpoints", self.data_breakpoints),
                 ("x87", self.fpu),
+                ("a CPUID of our choice", self.cpuid),
             )
             if not there
         ]
@@ -99,6 +105,7 @@ def look() -> KvmFacts:
             code_breakpoints=_run(memory, _NOP, paging=paging, dr0=_CODE + 1, dr7=2) is ExitReason.DEBUG,
             data_breakpoints=_run(memory, _STORE, paging=paging, dr0=_DATA, dr7=2 | 0xD << 16) is ExitReason.DEBUG,
             fpu=_run(memory, _FLOAT, paging=paging) is ExitReason.HLT,
+            cpuid=_run(memory, _CPUID, paging=paging) is ExitReason.HLT and memory[_DATA : _DATA + 4] == _FEATURES,
             insns_per_s=2 * _LOOPS * 1e9 / speed_ns,
         )
 
@@ -137,6 +144,7 @@ def _run(memory: mmap.mmap, code: bytes, *, paging: bool, dr0: int = 0, dr7: int
     vm = Vm()
     try:
         vm.set_memory(0, 0, _MEMORY_BYTES, ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+        vm.vcpu.set_cpuid({0: (1, 0, 0, 0), 1: (0x600, 0, 0, int.from_bytes(_FEATURES, "little"))})
         store_state(vm.vcpu, state, fpu=False)
         if dr7:
             vm.vcpu.set_debug(DEBUG_ENABLE | DEBUG_HARDWARE_BREAKPOINTS, (dr0, 0, 0, 0), dr7)
