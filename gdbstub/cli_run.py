@@ -6,6 +6,7 @@ Only here and in its sister modules do the packages meet.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import signal
 import sys
@@ -40,6 +41,7 @@ from vmm.interp import Interpreter
 SIGNAL_STATUS = 128
 _COM1, _COM2 = "serial", "serial 2"
 _LINE_NAMES = (_COM1, _COM2)
+_FULL_COLLECTION_EVERY = 1000  # collections of the middle generation; Python itself says 10
 
 
 def _engines(*, verify: bool) -> dict[str, EngineFactory]:
@@ -122,6 +124,7 @@ def run_machine(
         try:
             target = build_target(options, lines, stack)
             address = _listen_address(options, default_listen, needed=wait)
+            _tame_garbage_collection()
             end = trio.run(_serve, target, lines, options, wait, address, accompany)
         except (UsageError, ImageError, SinkError, ListenError, MemorySizeError) as error:
             say(f"trapgate: {error}")
@@ -131,6 +134,15 @@ def run_machine(
         if options.json_stats:
             _write_statistics(options.json_stats, target.machine, end)
         return end.status
+
+
+def _tame_garbage_collection() -> None:
+    """Look through all objects but rarely: with decoded code for a guest that takes up to a quarter of a second.
+
+    Meanwhile no packet is heard. What becomes garbage by itself is freed all the same, and young cycles are found.
+    """
+    gc.freeze()
+    gc.set_threshold(*gc.get_threshold()[:2], _FULL_COLLECTION_EVERY)
 
 
 def _choose_alu(model: str) -> Alu:

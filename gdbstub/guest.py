@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub import guest_memory, guest_registers, guest_stops
 from gdbstub.guest_breakpoints import REASONS, BreakpointTable
+from gdbstub.stint import STINT_LIMIT_S
 from gdbstub.target import (
     Breakpoint,
     BreakpointKind,
@@ -78,6 +79,7 @@ class GuestTarget:
         self._deliver_caught = False
         self._shutdown: tuple[FaultLevel, ...] | None = None
         machine.debug.step_interrupts = False
+        machine.debug.longest_run_s = STINT_LIMIT_S
 
     # What never changes.
 

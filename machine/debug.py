@@ -5,6 +5,7 @@ Every engine consults `DebugControl` and returns a `Stop`; packets, conditions a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -99,6 +100,8 @@ class DebugControl:
         catch_interrupts: also external interrupts do.
         catch_software: also INT n does.
         step_interrupts: False: a single step does not deliver external interrupts (they stay pending).
+        longest_run_s: how long, by the host's clock, `Engine.run` goes on before it comes back, however little was
+            executed: a debugger has to be heard. The guest cannot tell.
         on_change: told after each change, so that an engine can rebuild what it derives.
     """
 
@@ -109,6 +112,7 @@ class DebugControl:
         self.catch_interrupts = False
         self.catch_software = False
         self.step_interrupts = True
+        self.longest_run_s = math.inf
         self.on_change: list[Callable[[], None]] = []
 
     def set_breakpoints(self, breakpoints: frozenset[CodeBreakpoint]) -> None:

@@ -30,7 +30,8 @@ class Engine(Protocol):
 
         Args:
             until_icount: HLT lets virtual time pass without retiring instructions, so the return may come earlier: a
-                stint that waited in HLT for a device returns with `StopKind.BUDGET` after some events.
+                stint that waited in HLT for a device returns with `StopKind.BUDGET` after some events, and any does
+                when `DebugControl.longest_run_s` is over.
             skip_breakpoint: a code breakpoint at the first instruction does not stop (the debugger just stopped there).
             deliver_caught: the first event that is caught is delivered instead (the debugger has just stopped for it).
         """

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from math import inf
 from typing import TYPE_CHECKING
 
 from machine.cpu import Cpu
@@ -21,6 +22,7 @@ from machine.memory import PAGE_SHIFT
 from machine.state import MASK32, SHADOW_NONE, SHADOW_STI
 from vmm.interp import DR7_ENABLED, Interpreter
 from vmm.native import stateblock
+from vmm.native.alarm import ALARM
 from vmm.native.cache import TC_BYTES, Exit, TranslationCache
 from vmm.native.fpulive import LiveFpu
 from vmm.native.fpupointers import recover
@@ -116,11 +118,16 @@ class BinaryTranslator(Interpreter):
 
     def run(self, until_icount: int, *, skip_breakpoint: bool = False, deliver_caught: bool = False) -> Stop:
         """Execute until the icount is reached or something stops it: see `Engine.run`."""
+        longest_s = self._debug.longest_run_s
         CORE.arm()
         try:
+            if longest_s < inf:
+                ALARM.start(longest_s, longest_s / 4)
             with Stopwatch(self._tally):
                 return super().run(until_icount, skip_breakpoint=skip_breakpoint, deliver_caught=deliver_caught)
         finally:
+            if longest_s < inf:
+                ALARM.stop()
             CORE.disarm()
 
     def _execute_blocks(self, limit_icount: int) -> Stop | None:
@@ -183,7 +190,12 @@ class BinaryTranslator(Interpreter):
             or cpu.repeating
             or self._are_registers_new()
             or self._patience < 0
+            or self._is_late()
         )
+
+    def _is_late(self) -> bool:
+        """Whether `run` has to come back, however little was executed."""
+        return time.perf_counter() > self._deadline_s
 
     def _deliver_fault(self, fault: GuestFault, eip: int) -> Stop | None:
         self._registers.stale = True
@@ -242,7 +254,7 @@ class BinaryTranslator(Interpreter):
         tc = self._tc
         assert tc is not None
         eip = tc.state.words[stateblock.EIP]
-        if not tc.state.quads[stateblock.BUDGET]:
+        if not tc.state.quads[stateblock.BUDGET] or self._is_late():
             # Whoever runs on from here may be an interrupt's handler: nothing is fetched, so no A bit is set.
             self._sync(limit_icount, eip)
             return None
@@ -298,7 +310,8 @@ class BinaryTranslator(Interpreter):
         index = fragment.index_at(at)
         linear = host - space.window.host
         is_access = is_access and 0 <= linear <= MASK32
-        if is_access and not tc.is_budget_guard(host) and self._windows.fill(linear, write=write):
+        can_fill = is_access and not tc.is_budget_guard(host) and not self._is_late()
+        if can_fill and self._windows.fill(linear, write=write):
             return fragment.hosts[index]
         retired = max(index, 0)
         quads[stateblock.BUDGET] += fragment.charged - retired
@@ -320,7 +333,7 @@ class BinaryTranslator(Interpreter):
         quads[stateblock.BUDGET] += 1
         eip = words[stateblock.ROUTINE_EIP]
         window = self._windows.at(host)
-        can_fill = window is not None and not words[stateblock.SHADOW]
+        can_fill = window is not None and not words[stateblock.SHADOW] and not self._is_late()
         if can_fill and self._windows.fill(host & MASK32, write=write, window=window):
             return self._find(space, eip)
         self._sync(limit_icount, eip)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import islice
+from math import inf
+from time import perf_counter
 
 from machine.cpu import Cpu
 from machine.debug import CodeBreakpoint, DebugControl, FaultLevel, Stop, StopKind
@@ -50,6 +52,7 @@ class Interpreter:
         self._debug = debug
         self._cache = BlockCache(cpu)
         self._patience = 0
+        self._deadline_s = inf
         self._deliver_caught = False
         self._breakpoints: dict[int, list[CodeBreakpoint]] = {}
         self._physical_breakpoints: dict[int, list[CodeBreakpoint]] = {}
@@ -96,6 +99,7 @@ class Interpreter:
         self._patience = PATIENCE_EVENTS
         self._deliver_caught = deliver_caught
         self._cpu.single_iterations = False
+        self._deadline_s = perf_counter() + self._debug.longest_run_s
         clock, state, careful_dr7 = self._cpu.clock, self._cpu.state, self.careful_dr7
         while clock.icount < until_icount and self._patience >= 0:
             stop = self._attend()
@@ -109,6 +113,8 @@ class Interpreter:
                 skip_breakpoint = False
             if stop is not None:
                 return stop
+            if perf_counter() > self._deadline_s:
+                break
         return _BUDGET
 
     def step(self, *, deliver_caught: bool = False) -> Stop:

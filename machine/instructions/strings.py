@@ -21,6 +21,7 @@ from machine.state import EAX, ECX, EDI, EDX, ESI, MASK32, Segment
 
 # Iterations of one execution: a few milliseconds at most, and thousands of times more than the overhead of resuming.
 CHUNK_ITERATIONS = 2048
+SLOW_ITERATION = 8  # one that is done by itself, perhaps by a device, counts for so many
 
 Iteration = Callable[[], None]
 # Do up to so many iterations at once; return how many were done, 0 if only the slow way is right.
@@ -248,7 +249,7 @@ def _repeat(context: _Context, instruction: Instruction, iterate: Iteration, bul
             gpr[ECX] = gpr[ECX] & keep | count - 1
             if compares and state.eflags & ZF != go_on_while:
                 break
-            chunk -= 1
+            chunk -= SLOW_ITERATION
             if (chunk <= 0 or cpu.last_iteration) and count != 1:
                 state.eip = (start + here) & MASK32
                 return

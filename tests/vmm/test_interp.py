@@ -129,7 +129,7 @@ def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a REP of 100 iterations be a long one for every engine."""
     monkeypatch.setattr("machine.instructions.strings.CHUNK_ITERATIONS", 8)
     monkeypatch.setattr("vmm.interp.PATIENCE_EVENTS", 4)
-    monkeypatch.setattr("vmm.native.strings.COPY_LIMIT_LOG2", 4)
+    monkeypatch.setattr("vmm.native.strings.LIMIT_LOG2", 4)
 
 
 class TestRep:

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from enum import IntEnum
 
 from vmm.native import fpulive, hostmemory, stateblock
+from vmm.native.alarm import GUARD_BIT
 from vmm.native.assembler import Assembler
 from vmm.native.operands import (
     EAX,
@@ -85,9 +86,10 @@ class TranslationCache:
             self._code = hostmemory.DualMapping(TC_BYTES, "translation-cache", host=self.host)
             undo.callback(self._code.close)
             self.data = self._code.data
-            self._guards = hostmemory.reserve(2 * 4096)
-            undo.callback(hostmemory.release, self._guards, 2 * 4096)
-            self.guard = self._guards + 4096
+            # The alarm's bit of the guard pointer is set; with it cleared, too, two pages without a mapping are there.
+            self._guards = hostmemory.reserve(2 * GUARD_BIT, align=2 * GUARD_BIT)
+            undo.callback(hostmemory.release, self._guards, 2 * GUARD_BIT)
+            self.guard = self._guards + GUARD_BIT + 4096
             hostmemory.map_anonymous(4096, host=self.guard)
             self._stacks = hostmemory.reserve(CALL_STACK_BYTES + 2 * 4096)
             undo.callback(hostmemory.release, self._stacks, CALL_STACK_BYTES + 2 * 4096)

@@ -4,8 +4,8 @@ ESI and EDI become window + ESI and window + EDI while the instruction runs; sin
 halves are the guest's registers all the time, also when it faults half way. A fault must therefore resume at the first
 host instruction, which adds the window again.
 
-A REP whose count is too large is a callout: one that copies would keep the debugger out too long, and none may reach
-beyond the guards around the window. SCASB and CMPSB cannot; strlen uses them with ECX = FFFFFFFFh.
+A REP whose count is so large that it might reach beyond the guards around the window is a callout. SCASB and CMPSB
+cannot; strlen uses them with ECX = FFFFFFFFh. How long one may take is the alarm's business.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from vmm.native.operands import Register as HostRegister
 from vmm.native.stateblock import field
 from vmm.native.unit import Draft
 
-COPY_LIMIT_LOG2 = 22  # 16 MiB of doublewords: a millisecond or two
-REACH_LIMIT_LOG2 = 30  # 4 GiB of doublewords: the size of a guard
+LIMIT_LOG2 = 30  # 4 GiB of doublewords: the size of a guard
 
 _FLAT_PREFIXES = frozenset({Register.NONE, Register.DS, Register.ES, Register.SS})
 _SOURCE = ((RSI, ESI),)
@@ -35,7 +34,6 @@ _FORMS: dict[int, tuple[bytes, tuple[tuple[HostRegister, HostRegister], ...]]] =
     Mnemonic.SCASD: (b"\xaf", _DESTINATION),
 }  # fmt: skip
 _COMPARING_BYTES = frozenset({Mnemonic.CMPSB, Mnemonic.SCASB})
-_COMPARING = _COMPARING_BYTES | {Mnemonic.CMPSW, Mnemonic.CMPSD, Mnemonic.SCASW, Mnemonic.SCASD}
 _NARROW = frozenset({OpKind.MEMORY_SEG_SI, OpKind.MEMORY_SEG_DI, OpKind.MEMORY_ESDI})
 
 
@@ -49,10 +47,8 @@ def emit_string(draft: Draft, instruction: Instruction) -> bool:
     emit = draft.asm.emit
     prefix = b""
     if instruction.has_rep_prefix or instruction.has_repne_prefix:
-        if instruction.mnemonic not in _COMPARING:
-            _emit_count_check(draft, instruction.ip32, COPY_LIMIT_LOG2)
-        elif instruction.mnemonic not in _COMPARING_BYTES:
-            _emit_count_check(draft, instruction.ip32, REACH_LIMIT_LOG2)
+        if instruction.mnemonic not in _COMPARING_BYTES:
+            _emit_count_check(draft, instruction.ip32, LIMIT_LOG2)
         prefix = b"\xf2" if instruction.has_repne_prefix else b"\xf3"
     emit("mov", R8, field("window"))
     for wide, _ in registers:
