@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from mmap import mmap
 from os import PathLike
 
+from machine.cpuid import P6_NO_FPU, CpuModel
 from machine.debug import Stop, StopKind
 from machine.devices.board import BoardOptions
 from machine.lines import ExitRequest
 from machine.loaders.image import LoadOptions
 from machine.pc import Machine, MachineOptions
 from tests import engine as engines
+from vmm.native.hostfpu import HostFpu
 
 MIB = 1 << 20
 
@@ -140,10 +142,11 @@ def booted(
     ns_per_insn: int = 1,
     kernel: bool = False,
     engine: str | None = None,
+    model: CpuModel = P6_NO_FPU,
 ) -> Iterator[Run]:
     """Build a machine, stopped before its first instruction, and give it back at the end.
 
-    `engine` names another engine than the chosen one.
+    `engine` names another engine than the chosen one, `model` the CPU.
     """
     printed: list[tuple[int, int]] = []
 
@@ -153,6 +156,8 @@ def booted(
     machine = Machine(
         MachineOptions(
             image=image,
+            model=model,
+            make_fpu=HostFpu,
             loading=LoadOptions(ram_bytes=ram_bytes, command_line=append, kernel=kernel),
             board=BoardOptions(serial=(print_bytes, None)),
             ns_per_insn=ns_per_insn,

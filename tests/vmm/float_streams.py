@@ -59,6 +59,11 @@ def floating_cases() -> tuple[Case, ...]:
     return tuple(found)
 
 
+def kinds_of_floating_cases() -> tuple[Case, ...]:
+    """One case for each form, place of ESP and kind of address: emitters tell no more apart."""
+    return streams.distinct(floating_cases())
+
+
 class FloatCase(Case):
     """A case of the Pentium 4 model."""
 

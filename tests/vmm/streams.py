@@ -5,7 +5,7 @@ A fault goes on at the next instruction, so that one program meets many. It must
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -95,8 +95,13 @@ def cases() -> tuple[Case, ...]:
 
 def kinds_of_cases() -> tuple[Case, ...]:
     """One case for each form, place of ESP, high byte register and kind of address: emitters tell no more apart."""
+    return distinct(cases())
+
+
+def distinct(all_cases: Iterable[Case]) -> tuple[Case, ...]:
+    """The first of each kind."""
     found: dict[tuple[object, ...], Case] = {}
-    for case in cases():
+    for case in all_cases:
         instruction = case.instruction
         operands = range(instruction.op_count)
         registers = [instruction.op_register(n) for n in operands if instruction.op_kind(n) == OpKind.REGISTER]
