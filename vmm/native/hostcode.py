@@ -15,7 +15,7 @@ import capstone
 from capstone import x86
 
 from vmm.native.stateblock import OFFSETS, SIZES
-from vmm.native.whitelist import FORMS, STUB_FORMS, WRITABLE, Form
+from vmm.native.whitelist import FORMS, PROTECTED, STUB_FORMS, WRITABLE, Form
 
 _PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _GS, _OPERAND_SIZE, _ADDRESS_SIZE, _REPNE, _REP = 0x65, 0x66, 0x67, 0xF2, 0xF3
@@ -133,6 +133,7 @@ _KINDS: Final[Mapping[str, Callable[[Operand], bool]]] = {
     "st": lambda operand: operand.kind == "fpu" and operand.text.startswith("st"),
     "state": lambda operand: _field_of(operand) is not None,
     "out": lambda operand: _field_of(operand) in WRITABLE,
+    "slot": lambda operand: _field_of(operand) not in (None, *PROTECTED),
     # For stubs only.
     "any": lambda operand: operand.kind in ("register", "constant"),
     "pointer": lambda operand: operand.kind == "register" and operand.bits == 64,

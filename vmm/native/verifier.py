@@ -13,21 +13,23 @@ forms, nor execute anything but verified code. That the budget and the guest's s
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 from vmm.native.cache import Exit, TranslationCache
 from vmm.native.hostcode import GUEST_NUMBERS, REGISTER_NAMES, DecodeError, Step, decode, split
 from vmm.native.unit import Unit
-from vmm.native.whitelist import ANY, REP_BITS, U32, Fact, Form
+from vmm.native.whitelist import ANY, CODE, FLAGS, REP_BITS, U32, Fact, Form
 
-_RCX, _R9 = 1, 9
+_RCX, _R8, _R9 = 1, 8, 9
+_PADDING = b"\x90"
 _RETURN: Final = 16  # the slot at [rsp], behind the sixteen registers
 _SLOTS: Final = {**{name: number for number, name in enumerate(REGISTER_NAMES[0])}, "[rsp]": _RETURN}
 
 State = tuple[Fact, ...]
 _OUTSIDE: Final[State] = tuple(U32 if number in GUEST_NUMBERS else ANY for number in range(17))
+_RETURNING: Final[State] = tuple(CODE if number == _R8 else fact for number, fact in enumerate(_OUTSIDE))
 _NOTHING: Final[State] = (ANY,) * 17
 
 
@@ -100,6 +102,12 @@ def _follow_value(step: Step, state: State, new: list[Fact], index: int) -> None
         new[source.number] = new[target.number] = fact
 
 
+def _check_stack(step: Step, state: State | None) -> None:
+    """What PUSHFQ has put on the host's stack is taken off at once."""
+    if state is not None and state[_RETURN] == FLAGS and step.mnemonic != "pop":
+        raise _BrokenRuleError(f"`{step.text}` leaves RFLAGS on the host's stack")
+
+
 def _check_repetition(step: Step, state: State) -> None:
     """A REP ends within the window, or in the guard behind it."""
     if step.repeated_bytes and state[_RCX].bits > REP_BITS[step.repeated_bytes]:
@@ -124,6 +132,7 @@ class _Reading:
         incoming: what is known at places that are reached by a branch, or from elsewhere.
         outside: offsets in the TC to which it may jump.
         link_exit: the one of them that asks for a link to be patched, whose place is in R9D.
+        returning: those of them that go on at the address in R8.
         links: offsets in the TC of the rel32s of its direct branches.
     """
 
@@ -132,13 +141,16 @@ class _Reading:
     incoming: dict[int, State]
     outside: Container[int]
     link_exit: int
+    returning: Container[int]
     links: frozenset[int]
 
     def read(self, on_error: Callable[[int, bytes, str], VerifierError]) -> None:
         """Prove it; what is wrong is raised as `on_error(offset in it, bytes, rule)`."""
         state: State | None = None
         for index, (at, step) in enumerate(self.steps.items()):
-            known = self.incoming.get(at)
+            known, fallen = self.incoming.get(at), state
+            if state is None and known is None and step.code == _PADDING:
+                continue
             if state is None:
                 # Nothing falls through to here. What nothing jumps to either is proven as if somebody did.
                 state = known or _OUTSIDE
@@ -146,7 +158,9 @@ class _Reading:
                 state = _meet(state, known)
             try:
                 form = self._choose(step, state)
+                _check_stack(step, fallen)
                 _check_repetition(step, state)
+                self._take_address(step, form)
                 if form.flow and not form.stub:
                     self._check_flow(at, step, state)
             except _BrokenRuleError as broken:
@@ -155,6 +169,16 @@ class _Reading:
         if state is not None:
             at, step = list(self.steps.items())[-1]
             raise on_error(at, step.code, "execution runs on behind the last instruction")
+
+    def _take_address(self, step: Step, form: Form) -> None:
+        """Where a routine is to go on is a boundary, where nothing is known."""
+        if form.gives.get("r8") != CODE:
+            return
+        target = step.operands[1].number - self.origin
+        if target not in self.steps:
+            raise _BrokenRuleError(f"TC offset {self.origin + target:#x} is no boundary of this fragment")
+        known = self.incoming.get(target)
+        self.incoming[target] = _OUTSIDE if known is None else _meet(known, _OUTSIDE)
 
     def _choose(self, step: Step, state: State) -> Form:
         """The first form whose needs are met."""
@@ -182,6 +206,8 @@ class _Reading:
             if self.origin + target not in self.outside:
                 place = "the middle of an instruction" if 0 <= target < max(self.steps) else "no known entry"
                 raise _BrokenRuleError(f"`{step.text}` goes to TC offset {self.origin + target:#x}, {place}")
+            if self.origin + target in self.returning and state[_R8] != CODE:
+                raise _BrokenRuleError(f"`{step.text}` goes to a routine that does not know where to go on")
             if self.origin + target == self.link_exit:
                 detail = state[_R9]
                 if detail.kind != "const" or detail.number not in self.links:
@@ -189,6 +215,16 @@ class _Reading:
         dirty = [REGISTER_NAMES[0][number] for number in GUEST_NUMBERS if state[number].bits > 32]
         if dirty:
             raise _BrokenRuleError(f"control leaves while {', '.join(dirty)} is more than a 32-bit number")
+
+
+def _returning(steps: Mapping[int, Step], routines: frozenset[int]) -> frozenset[int]:
+    """The routines that keep what is in R8 as the address to go on at."""
+    found, routine = set[int](), -1
+    for at, step in steps.items():
+        routine = at if at in routines else routine
+        if any(form.needs.get("r8") == CODE for form in step.forms):
+            found.add(routine)
+    return frozenset(found)
 
 
 class Verifier:
@@ -204,6 +240,7 @@ class Verifier:
         self._entries: dict[int, frozenset[int]] = {}  # start of a fragment: where else it is entered
         self._targets: set[int] = set(self._exits)
         self._links: set[int] = set()
+        self._returning: frozenset[int] = frozenset()
         self.check_stubs()
 
     def clear(self) -> None:
@@ -216,9 +253,11 @@ class Verifier:
         """The TC's own code, which is emitted once: the exits, and the way in that the C caller takes."""
         tc = self._tc
         steps = self._steps(bytes(tc.data[: tc.stubs_bytes]), stub=True)
+        self._returning = _returning(steps, frozenset(tc.routines.values()))
         incoming = dict.fromkeys((*tc.exits.values(), *tc.routines.values()), _OUTSIDE)
+        incoming.update(dict.fromkeys(self._returning, _RETURNING))
         incoming[tc.way_in] = _NOTHING
-        reading = _Reading(0, steps, incoming, frozenset(tc.exits.values()), -1, frozenset())
+        reading = _Reading(0, steps, incoming, frozenset(tc.exits.values()), -1, (), frozenset())
         reading.read(lambda at, code, rule: VerifierError(None, at, code, rule))
 
     def check_unit(self, unit: Unit) -> None:
@@ -242,7 +281,7 @@ class Verifier:
             if step.relative is not None and len(step.code) > 4  # JECXZ alone has a rel8
         )
         incoming = dict.fromkeys(entries, _OUTSIDE)
-        _Reading(origin, steps, incoming, self._targets, self._tc.exits[Exit.LINK], links).read(fail)
+        _Reading(origin, steps, incoming, self._targets, self._tc.exits[Exit.LINK], self._returning, links).read(fail)
         self._entries[origin] = frozenset(origin + at for at in incoming)
         self._targets |= {origin, *(origin + at for at, _ in unit.landings)}
         self._links |= links
@@ -261,7 +300,9 @@ class Verifier:
         if within is None or any(start < entry < start + len(code) for entry in within):
             raise VerifierError(None, start, code, "code is overwritten that can be entered in its middle")
         steps = self._steps(code)
-        reading = _Reading(start, steps, {0: _OUTSIDE}, self._exits, self._tc.exits[Exit.LINK], frozenset())
+        reading = _Reading(
+            start, steps, {0: _OUTSIDE}, self._exits, self._tc.exits[Exit.LINK], self._returning, frozenset()
+        )
         reading.read(lambda at, code, rule: VerifierError(None, start + at, code, rule))
 
     def _steps(self, code: bytes, *, stub: bool = False) -> dict[int, Step]:

@@ -13,7 +13,8 @@ Kinds of operands:
     ea      an address for LEA, from registers that `reg` names; nothing is accessed
     xmm mm st   a register of the FPU that the guest has (XMM0 to XMM7)
     rel     a direct branch: to a boundary of the fragment, a stub, or a known entry
-    state   memory in one field of the state block, [r15+constant]; `state.NAME` in this one; `out` in one of WRITABLE
+    state   memory in one field of the state block, [r15+constant]; `state.NAME` in this one; `out` in one of WRITABLE;
+            `slot` in any but those of PROTECTED
     r9d, qword [r14+r8*4+16], …   exactly this
 """
 
@@ -34,6 +35,9 @@ WRITABLE: Final = frozenset(
     )
 )
 
+# Fields that not even the stubs store to but by forms of their own.
+PROTECTED: Final = frozenset({"window", "routine_return"})
+
 
 @dataclass(frozen=True, slots=True)
 class Fact:
@@ -43,7 +47,8 @@ class Fact:
         kind: `any`; `below`: less than 2**number; `const`: equal to number; `window`, the current window's address;
             `pointer`, that plus a 32-bit number; `gate`, where the FPU's gates lead; `page`, that of the guest's FPU
             registers; `negative`, -1 if the budget is used up, else 0; `offset`, from the
-            dispatch table; `entry`, an address from there; `shifted`, the value `of` shifted right by `number`.
+            dispatch table; `entry`, an address from there; `shifted`, the value `of` shifted right by `number`;
+            `code`, the address of a boundary of this fragment; `flags`, RFLAGS, which take less than 32 bits.
         number: see there.
         of: the instruction that made the value, to tell copies of it; 0 if nobody asked.
     """
@@ -63,24 +68,21 @@ class Fact:
 
     def describe(self) -> str:
         """In words, as a need."""
-        words = {
-            "below": f"below 2**{self.number}",
-            "const": f"= {self.number:#x}",
-            "shifted": "a number shifted right",
-        }
+        words = {"below": f"below 2**{self.number}", "const": f"= {self.number:#x}"}
         return words.get(self.kind, f"as {self.kind}")
 
     def satisfies(self, need: Fact) -> bool:
         """Whether this is enough where `need` is needed."""
         if need.kind == "below":
             return self.bits <= need.number
-        return need.kind in ("any", self.kind)
+        return need.kind == "any" or (need.kind == self.kind and (need.kind != "const" or need.number == self.number))
 
 
 ANY: Final = Fact("any")
 U32: Final = Fact("below", 32)
 WINDOW, POINTER, NEGATIVE, OFFSET, ENTRY = map(Fact, ("window", "pointer", "negative", "offset", "entry"))
 GATE, FPU_PAGE = map(Fact, ("gate", "page"))
+CODE, FLAGS = map(Fact, ("code", "flags"))
 # How often a REP may be repeated, by the bytes of an element, so that it stays in the window and the 4 GiB behind it.
 REP_BITS: Final = {1: 32, 2: 31, 4: 30}
 
@@ -160,9 +162,9 @@ _FLOW = (
 )
 _IN_WINDOW = {"rsi": POINTER, "rdi": POINTER}
 _SYSTEM = (
-    Form("pushfq", "", "PUSHFD: RFLAGS as they are"),
-    Form("pop", "r8", "directly behind PUSHFQ", gives={"r8": U32}),
-    Form("lea", "r8, [r13+imm]", "where a routine goes on", gives={"r8": ENTRY}),
+    Form("pushfq", "", "PUSHFD: RFLAGS as they are", gives={"[rsp]": FLAGS}),
+    Form("pop", "r8", "directly behind PUSHFQ", needs={"[rsp]": FLAGS}, gives={"r8": U32}),
+    Form("lea", "r8, [r13+imm]", "where a routine goes on: the verifier looks at the constant", gives={"r8": CODE}),
     Form("lea", "rdx, [r10+imm]", "RDTSC: what is left of the budget"),
     Form("mulx", "r9, r8, qword [state.ns_per_insn]", "RDTSC: as time"),
     Form("not", "r8", "RDTSC: the same, negative"),
@@ -197,10 +199,10 @@ _STUBS = (
     Form("fninit", "", "the caller in C wants an empty stack", stub=True),
     Form("mov", "rax, qword [state.window]", "for WRGSBASE", gives={"rax": WINDOW}, stub=True),
     Form("push pop", "pointer", "registers that the caller in C wants back", stub=True),
-    Form("mov", "state, any", "the way in and out", stub=True),
+    Form("mov", "slot, any", "the way in and out", stub=True),
     Form("mov", "any, state", "the way in and out", stub=True),
     Form("movabs mov", "pointer, imm", "addresses of the engine's own memory", stub=True),
-    Form("wrgsbase", "rax", "the window", needs={"rax": WINDOW}, prefixes=b"\xf3", stub=True),
+    Form("wrgsbase", "rax", "the window", {"rax": WINDOW}, {"rax": WINDOW}, b"\xf3", stub=True),
     Form("push pop", "state", "flags in and out", stub=True),
     Form("pushfq popfq", "", "flags in and out", stub=True),
     Form("jmp", "qword [state.target]", "the way in: where Python says", flow="jump", stub=True),
@@ -213,7 +215,9 @@ _ROUTINES = (
     Form("wrgsbase", "r8", "a routine fails: its own window", needs={"r8": WINDOW}, prefixes=b"\xf3", stub=True),
     Form("mov", "r14, qword [state.kernel_space]", "a dispatch table", stub=True),
     Form("mov", "r14, qword [state.user_space]", "a dispatch table", stub=True),
-    Form("test", "rax, rax", "is the space known?", gives={"rax": WINDOW}, stub=True),
+    Form("test", "rax, rax", "is the space known?", {"rax": WINDOW}, {"rax": WINDOW}, stub=True),
+    Form("mov", "qword [state.window], rax", "another space", {"rax": WINDOW}, {"rax": WINDOW}, stub=True),
+    Form("mov", "qword [state.routine_return], r8", "where the fragment said", needs={"r8": CODE}, stub=True),
     Form("cmp", "state, imm", "decisions", stub=True),
     Form("test and or", "state, any", "decisions, and flags", stub=True),
     Form("or cmp", "reg, state", "flags, and decisions", stub=True),

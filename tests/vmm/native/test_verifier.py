@@ -29,7 +29,7 @@ from iced_x86 import (
 from tests.machine.instruction_cases import by_mnemonic
 from tests.oracles.assembler import assemble
 from tests.vmm.bare import flat
-from tests.vmm.native.test_translator import EIP, unit_of
+from tests.vmm.native.test_translator import EIP, KERNEL, unit_of
 from vmm.bt import BinaryTranslator
 from vmm.native.cache import Exit, TranslationCache
 from vmm.native.stateblock import OFFSETS, STATE_BYTES
@@ -46,6 +46,11 @@ SOURCES = (
     "call 1f\ninc eax\n1: hlt",
     "call 0x9000",
     "call [eax+8]",
+    "pushfd\nrdtsc\nmov edx, cr0\ncli\npushad",
+    "popfd",
+    "mov ds, eax",
+    "int 0x80",
+    "fld qword ptr [eax]\nfstp st(1)\nmovsd xmm0, [ecx]\npaddd mm0, [edx]\ncvttss2si eax, xmm1",
     "jmp ecx",
     "jnz 0x9000",
     "sub esp, 16\nmov [esp+4], eax\nmovzx eax, byte ptr [edi]\nbswap edx\nsete cl\ncmovb eax, [ebx]",
@@ -73,6 +78,7 @@ _STRINGS = frozenset({
 _OURS = frozenset({
     "sarx r9,r10,r11", "movzx r9d,byte ptr [r11+r9-3Fh]", "mov r9d,[r14+r8*4]", "lea r9,[r13+r9]", "jmp r9", "call r9",
     "mov [rsp],r9", "ret", "lea rsi,[r8+rsi]", "lea rdi,[r8+rdi]", f"mov r8,[r15+{OFFSETS['window']:X}h]",
+    "pushfq", "pop r8",
 })  # fmt: skip
 
 
@@ -106,7 +112,7 @@ def escapes(tc: TranslationCache, code: bytes) -> str | None:
     origin = tc.host + tc.position
     instructions = list(Decoder(64, code, ip=origin))
     starts = {instruction.ip for instruction in instructions}
-    exits = {tc.host + offset for offset in tc.exits.values()}
+    exits = {tc.host + offset for offset in (*tc.exits.values(), *tc.routines.values())}
     for instruction in instructions:
         text = str(instruction)
         if text in _OURS:
@@ -153,7 +159,7 @@ class TestWhatIsEmitted:
     def test_every_row_of_the_table_passes(self, tc: TranslationCache, verifier: Verifier) -> None:
         for found in by_mnemonic(32).values():
             for case in found[::5]:
-                verifier.check_unit(translate(tc, EIP, case.code.ljust(64, b"\x90")))
+                verifier.check_unit(translate(tc, KERNEL, EIP, case.code.ljust(64, b"\x90")))
 
     def test_the_stubs_pass(self, verifier: Verifier) -> None:
         verifier.check_stubs()
@@ -202,6 +208,7 @@ class TestEscapes:
             # The host's stack.
             "push rax", "pop rax", "pop r10", "pushfq", "popfq", "ret", "ret 8", "leave", "enter 8, 0",
             "push qword ptr gs:[ecx]", "pop qword ptr gs:[ecx]", "mov [rsp], r9", "mov [rsp], rax",
+            "pop r8", "pushfq\nnop\npop r8", "pushfq\npop r9", "pushfq\npushfq\npop r8", "pushfq\nret",
             # Kernel, processor, and what tells of the host.
             "int 0x80", "int3", "int 3", "syscall", "sysenter", "hlt", "cpuid", "rdtsc", "xgetbv", "rdpmc",
             "rdrand eax",
