@@ -43,6 +43,8 @@ _CPUID_ENTRY = Struct("<7I12x")
 _MSRS_HEADER = Struct("<II")
 _MSR_ENTRY = Struct("<IIQ")
 _WORD = Struct("<I")
+_QUAD = Struct("<Q")
+_DEVICE_ATTR = Struct("<IIQQ")  # flags, group, attribute, address of the value
 _STATS_HEADER = Struct("<6I")
 _STATS_DESCRIPTION = Struct("<IhHII")
 
@@ -73,6 +75,8 @@ _GET_DEBUGREGS = _io(0xA1, _READ, DEBUGREGS.size)
 _SET_DEBUGREGS = _io(0xA2, _WRITE, DEBUGREGS.size)
 _GET_XSAVE = _io(0xA4, _READ, XSAVE_BYTES)
 _SET_XSAVE = _io(0xA5, _WRITE, XSAVE_BYTES)
+_SET_DEVICE_ATTR = _io(0xE1, _WRITE, _DEVICE_ATTR.size)
+_GET_DEVICE_ATTR = _io(0xE2, _WRITE, _DEVICE_ATTR.size)
 _GET_STATS_FD = _io(0xCE)
 
 # What can be asked of KVM_CHECK_EXTENSION.
@@ -106,6 +110,7 @@ DEBUG_SINGLE_STEP = 1 << 1
 DEBUG_HARDWARE_BREAKPOINTS = 1 << 17
 
 _FXSAVE_BYTES = 512
+_MASK64 = (1 << 64) - 1
 _XSAVE_X87, _XSAVE_SSE = 1, 2
 
 EVENT_NMI_PENDING_VALID = 1 << 0
@@ -138,6 +143,8 @@ class ExitReason(IntEnum):
     X86_RDMSR = 29
     X86_WRMSR = 30
 
+
+_TSC_CONTROL_GROUP, _TSC_OFFSET_ATTRIBUTE = 0, 0
 
 # Offsets in the page that is shared with the kernel.
 _REQUEST_INTERRUPT_WINDOW = 0
@@ -476,6 +483,20 @@ class Vcpu:
         data += b"".join(_MSR_ENTRY.pack(number, 0, value) for number, value in values.items())
         if _call(self.fd, _SET_MSRS, ctypes.create_string_buffer(data, len(data)), "these MSRs") != len(values):
             raise KvmError(f"KVM does not take all of the MSRs {', '.join(map(hex, values))}")
+
+    def shift_tsc(self, by: int) -> bool:
+        """Add to the time-stamp counter, modulo 2**64; False where the kernel is too old to do that (before 5.16).
+
+        Writes of the MSR will not do: KVM takes one that comes close to what is expected for an attempt to synchronize
+        several CPUs, and keeps the offset that it has.
+        """
+        value = ctypes.create_string_buffer(_QUAD.size)
+        attribute = _DEVICE_ATTR.pack(0, _TSC_CONTROL_GROUP, _TSC_OFFSET_ATTRIBUTE, ctypes.addressof(value))
+        argument = ctypes.create_string_buffer(attribute, len(attribute))
+        if _ioctl(self.fd, _GET_DEVICE_ATTR, argument) < 0:
+            return False
+        value.raw = _QUAD.pack(_QUAD.unpack(value)[0] + by & _MASK64)
+        return bool(_ioctl(self.fd, _SET_DEVICE_ATTR, argument) >= 0)
 
     def set_cpuid(self, leaves: dict[int, tuple[int, int, int, int]]) -> None:
         """What CPUID answers: EAX, EBX, ECX, EDX by leaf."""

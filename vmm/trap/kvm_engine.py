@@ -35,7 +35,7 @@ from vmm.trap.kvmstay import KvmStay, Outcome
 
 # A stint lasts as long as its budget says, but long enough for KVM to get anywhere, and short enough for Ctrl-C.
 MIN_STINT_NS = 1_000_000
-MAX_STINT_NS = 10_000_000
+MAX_STINT_NS = 5_000_000
 # After an instruction that KVM's emulator does not know, more and more of them are interpreted in one go: they come in
 # company, and each exit for one takes a millisecond.
 _MAX_BURST_INSNS = 20_000

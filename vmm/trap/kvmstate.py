@@ -111,7 +111,8 @@ def read_tsc(vcpu: Vcpu) -> int:
 
 def write_tsc(vcpu: Vcpu, value: int) -> None:
     """Set the time-stamp counter; it goes on at the host's rate."""
-    vcpu.set_msrs({_MSR_TSC: value})
+    if not vcpu.shift_tsc(value - read_tsc(vcpu)):
+        vcpu.set_msrs({_MSR_TSC: value})
 
 
 def _pack_segment(segment: Segment, dpl: int) -> bytes:
