@@ -33,6 +33,7 @@ from tests.vmm.native.test_translator import EIP, KERNEL, unit_of
 from vmm.bt import BinaryTranslator
 from vmm.native.cache import Exit, TranslationCache
 from vmm.native.stateblock import OFFSETS, STATE_BYTES
+from vmm.native.strings import LIMIT_LOG2
 from vmm.native.translator import translate
 from vmm.native.unit import Unit
 from vmm.native.verifier import Verifier, VerifierError
@@ -260,7 +261,7 @@ class TestEscapes:
         self, tc: TranslationCache, verifier: Verifier, limit: int, passes: bool
     ) -> None:
         unit = unit_of(tc, "rep stosd")
-        place = b"\x41\xb9" + (22).to_bytes(4, "little")
+        place = b"\x41\xb9" + LIMIT_LOG2.to_bytes(4, "little")
         assert unit.code.count(place) == 1
         unit = replace(unit, code=unit.code.replace(place, place[:2] + limit.to_bytes(4, "little")))
         if passes:
