@@ -22,6 +22,7 @@ from machine.memory import PAGE_SHIFT
 from machine.state import MASK32, SHADOW_NONE, SHADOW_STI
 from vmm.interp import DR7_ENABLED, Interpreter
 from vmm.native import stateblock
+from vmm.native.adaptation import Culprits
 from vmm.native.alarm import ALARM
 from vmm.native.cache import TC_BYTES, Exit, TranslationCache
 from vmm.native.fpulive import LiveFpu
@@ -33,6 +34,7 @@ from vmm.native.signals import CORE
 from vmm.native.spaces import Space, Spaces
 from vmm.native.tally import Stopwatch, Tally
 from vmm.native.translator import translate
+from vmm.native.windows import Refusal
 
 if TYPE_CHECKING:
     from vmm.native.verifier import Verifier
@@ -44,6 +46,7 @@ MIN_BUDGET_INSNS = 32  # below that, entering the TC costs more than interpretin
 SHORT_STRETCH_INSNS = 8
 GUARDED_INSNS = 48
 _TC_RESERVE_BYTES = 64 << 10
+_HABITS = (Refusal.TRACE, Refusal.DEVICE)  # an instruction that faults so will do it again
 _PLAIN = (Effect.NEXT, Effect.BRANCH, Effect.REPEAT)  # leaves everything but general registers and flags alone
 
 
@@ -71,6 +74,8 @@ class BinaryTranslator(Interpreter):
         self._register_stops: frozenset[int] = frozenset()  # the instruction breakpoints of DR7
         # Where a RET comes back to: by page of RAM, then by mode and guest address.
         self._landings: dict[int, dict[tuple[Mode, int], int]] = {}
+        self._culprits = Culprits()
+        self._diverted: dict[tuple[Mode, int, int], list[int]] = {}  # heads of dropped fragments, by what they were for
         self._flushes = 0
         self._counters: dict[str, int] = {}
         self._tally = Tally()
@@ -109,6 +114,7 @@ class BinaryTranslator(Interpreter):
             "TC bytes used": TC_BYTES - self._tc.free_bytes if self._tc is not None else 0,
             **self._counters,
             **self._windows.counters,
+            **self._culprits.counters,
         }
 
     def _count(self, name: str) -> None:
@@ -245,6 +251,8 @@ class BinaryTranslator(Interpreter):
             elif reason == Exit.CALLOUT:
                 self._tally.call_out(cpu, words[stateblock.EIP])
                 self._sync(limit_icount, words[stateblock.EIP])
+                for fragment in self._culprits.executed(words[stateblock.EIP]):
+                    self._drop_fragment(fragment)
                 return
             else:
                 target = self._follow(space, limit_icount, is_link=reason == Exit.LINK)
@@ -319,6 +327,9 @@ class BinaryTranslator(Interpreter):
         self._sync(limit_icount, fragment.eips[retired])
         if fragment.spans:
             recover(fragment.spans, retired, self._cpu.state)
+        is_habit = is_access and not tc.is_budget_guard(host) and self._windows.refusal in _HABITS
+        if is_habit and self._culprits.fault(fragment, fragment.eips[retired]):
+            self._drop_fragment(fragment)
         self._count("budget exits" if tc.is_budget_guard(host) else "faults interpreted")
         return None
 
@@ -390,6 +401,9 @@ class BinaryTranslator(Interpreter):
             unit.spans,
         )
         self._fragments.add(fragment)
+        self._culprits.translated(fragment)
+        for head in self._diverted.pop((mode, ram_page, eip), ()):
+            self._divert(head, eip, start)
         for offset, landing_eip in unit.landings:
             if landing_eip >> PAGE_SHIFT == eip >> PAGE_SHIFT:
                 self._landings.setdefault(ram_page, {})[mode, landing_eip] = start + offset
@@ -406,7 +420,7 @@ class BinaryTranslator(Interpreter):
         stops.update(
             page | address & 0xFFF for address in self._physical_breakpoints if address >> PAGE_SHIFT == ram_page
         )
-        return frozenset(stops)
+        return frozenset(stops) | self._culprits.adapted(ram_page)
 
     def _debug_changed(self) -> None:
         """Breakpoints came or went: the fragments of their pages are translated anew."""
@@ -464,20 +478,29 @@ class BinaryTranslator(Interpreter):
         assert tc is not None
         self._count("invalidations")
         for fragment in self._fragments.drop_page(ram_page):
-            self._divert(fragment)
+            self._divert(fragment.start, fragment.eip, tc.exits[Exit.MISS])
             self._tally.drop(fragment.start)
         self._landings.pop(ram_page, None)
         self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
 
-    def _divert(self, fragment: Fragment) -> None:
-        """Overwrite the head of a dropped fragment with a jump to the miss stub: all chains to it end there."""
+    def _drop_fragment(self, fragment: Fragment) -> None:
+        """Have a fragment translated anew; whoever jumps to the old one will come to the new one."""
         tc = self._tc
         assert tc is not None
-        head = b"\x41\xb8" + fragment.eip.to_bytes(4, "little")  # mov r8d, eip
-        jump = (tc.exits[Exit.MISS] - (fragment.start + len(head) + 5)).to_bytes(4, "little", signed=True)
+        if self._fragments.drop(fragment):
+            self._divert(fragment.start, fragment.eip, tc.exits[Exit.MISS])
+            self._tally.drop(fragment.start)
+            self._diverted.setdefault((fragment.mode, fragment.ram_page, fragment.eip), []).append(fragment.start)
+
+    def _divert(self, start: int, eip: int, target: int) -> None:
+        """Let all chains to a dropped fragment lead to the miss stub, or to its successor."""
+        tc = self._tc
+        assert tc is not None
+        head = b"\x41\xb8" + eip.to_bytes(4, "little")  # mov r8d, eip
+        jump = (target - (start + len(head) + 5)).to_bytes(4, "little", signed=True)
         if self._verifier is not None:
-            self._verifier.check_head(fragment.start, head + b"\xe9" + jump)
-        tc.data[fragment.start : fragment.start + len(head) + 5] = head + b"\xe9" + jump
+            self._verifier.check_head(start, head + b"\xe9" + jump)
+        tc.data[start : start + len(head) + 5] = head + b"\xe9" + jump
 
     def _drop_everything(self) -> None:
         """Start with an empty TC."""
@@ -487,6 +510,8 @@ class BinaryTranslator(Interpreter):
             self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
         self._fragments.clear()
         self._landings.clear()
+        self._culprits.forget_fragments()
+        self._diverted.clear()
         self._spaces.clear_tables()
         if self._tc is not None:
             self._fpu.forget()

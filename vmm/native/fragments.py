@@ -81,6 +81,15 @@ class FragmentIndex:
             return None
         return self._fragments[index]
 
+    def drop(self, fragment: Fragment) -> bool:
+        """Forget one fragment; False if it is forgotten already."""
+        key = (fragment.mode, fragment.ram_page, fragment.eip)
+        if self.by_address.get(key) is not fragment:
+            return False
+        del self.by_address[key]
+        self.pages[fragment.ram_page].remove(fragment)
+        return True
+
     def drop_page(self, ram_page: int) -> list[Fragment]:
         """Forget the fragments of a page; their code is still there."""
         dropped = self.pages.pop(ram_page, [])

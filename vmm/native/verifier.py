@@ -295,13 +295,13 @@ class Verifier:
             raise VerifierError(None, at, code, f"a link to TC offset {target:#x}, which is no known entry")
 
     def check_head(self, start: int, code: bytes) -> None:
-        """The head of a dropped fragment is to be overwritten by `code`, which leads out."""
+        """The head of a dropped fragment is to be overwritten by `code`, which leads out or to a known entry."""
         within = self._entries.get(start)
         if within is None or any(start < entry < start + len(code) for entry in within):
             raise VerifierError(None, start, code, "code is overwritten that can be entered in its middle")
         steps = self._steps(code)
         reading = _Reading(
-            start, steps, {0: _OUTSIDE}, self._exits, self._tc.exits[Exit.LINK], self._returning, frozenset()
+            start, steps, {0: _OUTSIDE}, self._targets, self._tc.exits[Exit.LINK], self._returning, frozenset()
         )
         reading.read(lambda at, code, rule: VerifierError(None, start + at, code, rule))
 

@@ -1,0 +1,164 @@
+"""Instructions that keep faulting are translated anew without the fault, and back: `bt` against `interp`."""
+
+from __future__ import annotations
+
+import pytest
+
+from machine.state import CR4_PAE, CR4_PSE, EBX, EDI
+from tests.oracles.assembler import assemble
+from tests.vmm.bare import PAGE_DIRECTORY, PAGE_TABLE, Bare, map_low_memory, set_page
+from tests.vmm.twins import Twins
+from vmm.native.adaptation import INSTRUCTION_FAULTS
+
+PAGE = 0x30_0000  # a linear page whose entry the guests change
+ENTRY = PAGE_TABLE + 4 * (PAGE >> 12)
+STEPS = (2000, 333)
+
+
+def large_and_small(bare: Bare) -> None:
+    """4 to 8 MiB once more as a large page."""
+    map_low_memory(bare)
+    bare.state.cr4 = CR4_PSE
+    bare.memory.store(PAGE_DIRECTORY + 4, 4, 0x87)
+
+
+def recursive(bare: Bare) -> None:
+    """The tables at the end of the address space."""
+    map_low_memory(bare)
+    bare.memory.store(PAGE_DIRECTORY + 4 * 1023, 4, PAGE_DIRECTORY | 3)
+
+
+def pae(bare: Bare) -> None:
+    """2 MiB of small pages, whose table is at 123000h, then 2 MiB as a large page."""
+    memory = bare.memory
+    map_low_memory(bare)
+    memory.store(0x12_0000, 4, 0x12_1001)
+    memory.store(0x12_1000, 4, 0x12_3007)
+    memory.store(0x12_1008, 4, 0x20_0087)
+    for page in range(512):
+        memory.store(0x12_3000 + 8 * page, 4, page << 12 | 7)
+    bare.state.cr3, bare.state.cr4 = 0x12_0000, CR4_PAE
+    bare.cpu.mmu.flush()
+
+
+# What faults again and again, and a guest in which it does.
+HABITS = {
+    "data beside code": ("inc dword ptr [0x1800]", map_low_memory),
+    "data beside code, no paging": ("add [0x1800], ecx", lambda _bare: None),
+    "pushed beside code": ("push ecx\nlea esp, [esp + 4]", lambda bare: bare.state.gpr.__setitem__(4, 0x1C00)),
+    "across into code": ("mov [0x1ffe], ecx", map_low_memory),
+    "not present": (f"mov [{ENTRY:#x}], edx", map_low_memory),
+    "present": (f"xor dword ptr [{ENTRY:#x}], 0x1000\nadd ebx, [{PAGE:#x}]", map_low_memory),
+    "rights": (f"xor dword ptr [{ENTRY:#x}], 6\nadd ebx, [{PAGE:#x}]", map_low_memory),
+    "a directory": (f"xor dword ptr [{PAGE_DIRECTORY + 4:#x}], 0x200\nadd ebx, [0x450000]", large_and_small),
+    "a large page": (f"xor dword ptr [{PAGE_DIRECTORY + 4:#x}], 0x40\nadd ebx, [0x450000]", large_and_small),
+    "recursive": (f"xor dword ptr [0xffc00000 + {PAGE >> 10:#x}], 0x1000\nadd ebx, [{PAGE:#x}]", recursive),
+    "PAE": ("xor dword ptr [0x123280], 0x1000\nadd ebx, [0x50000]", pae),
+    "the screen": ("mov [0xb8000], ecx\nadd ebx, [0xb8000]", map_low_memory),
+    "nothing": ("add ebx, [0x40000000]", lambda _bare: None),
+}
+
+
+def count(twins: Twins, *names: str) -> int:
+    """The sum of some statistics of `bt`."""
+    return sum(int(twins.count(name)) for name in names)
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_a_habit_is_noticed(habit: str) -> None:
+    source, prepare = HABITS[habit]
+    with Twins(f"1: inc ecx\n{source}\njmp 1b", prepare) as twins:
+        twins.run(6000, STEPS)
+        faults = count(twins, "trace faults", "device faults")
+        assert twins.count("adaptations") in (1, 2)
+        assert INSTRUCTION_FAULTS <= faults <= 3 * INSTRUCTION_FAULTS
+        assert count(twins, "translation units") < 20
+        assert count(twins, "dispatch misses") < 20
+
+
+def test_a_habit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An innocent instruction gets its plain form back, one that is guilty from time to time keeps the other longer."""
+    monkeypatch.setattr("vmm.native.adaptation.INSTRUCTION_EXECUTIONS", 50)
+    source = f"mov esi, {ENTRY:#x}\n1: inc ecx\nmov [esi], edx\njmp 1b"
+    with Twins(source, map_low_memory) as twins:
+        twins.run(3 * (INSTRUCTION_FAULTS + 20), STEPS)
+        assert (twins.count("adaptations"), twins.count("reversions")) == (1, 0)
+        twins.each(lambda bare: bare.state.gpr.__setitem__(6, 0x5_0000))
+        twins.run(3 * 60, STEPS)
+        callouts = twins.count("callouts")
+        assert twins.count("reversions") == 1
+        twins.run(3000, STEPS)
+        assert twins.count("callouts") == callouts
+        twins.each(lambda bare: bare.state.gpr.__setitem__(6, ENTRY))
+        twins.run(3 * 150, STEPS)
+        assert (twins.count("adaptations"), twins.count("reversions")) == (2, 1)
+        twins.run(3 * 100, STEPS)
+        assert (twins.count("adaptations"), twins.count("reversions")) == (3, 2)
+
+
+def test_code_that_writes_itself() -> None:
+    """The patched instruction is in the TU of the patcher, in the page of the patcher, and across two pages."""
+    source = """
+        mov esi, 0x1ffe
+        1: inc ecx
+        mov [2f + 1], ecx
+        2: mov eax, 0x11111111
+        add ebx, eax
+        mov [3f + 2], cl
+        jmp 3f
+        nop
+        3: lea edx, [edx + 1]
+        mov [esi + 1], ecx
+        call esi
+        jmp 1b
+    """
+
+    def prepare(bare: Bare) -> None:
+        map_low_memory(bare)
+        bare.memory.write(0x1FFE, assemble("mov edi, 0\nadd ebx, edi\nret", origin=0x1FFE))
+
+    with Twins(source, prepare) as twins:
+        twins.run(5000, (700, 100))
+        assert twins.reference.state.gpr[EDI] > 100
+
+
+def test_code_on_two_aliases_of_a_page_is_written_through_both() -> None:
+    source = f"""
+        mov esi, 0x50000
+        mov edi, {PAGE:#x}
+        1: inc ecx
+        call esi
+        mov [edi + 1], ecx
+        call edi
+        mov [esi + 1], edx
+        jmp 1b
+    """
+
+    def prepare(bare: Bare) -> None:
+        map_low_memory(bare)
+        set_page(bare, PAGE, 0x5_0007)
+        bare.memory.write(0x5_0000, assemble("mov eax, 5\nadd ebx, eax\nlea edx, [eax + ecx]\nret"))
+
+    with Twins(source, prepare) as twins:
+        twins.run(5000, (700, 100))
+        assert twins.reference.state.gpr[EBX] > 1000
+        assert twins.count("adaptations") == 2
+
+
+def test_an_adapted_instruction_is_replaced_by_another() -> None:
+    """The code at the address of an adapted instruction changes: what is there now is what runs."""
+    with Twins("1: inc ecx\nmov [0x1800], ecx\nadd ebx, ecx\njmp 1b", map_low_memory) as twins:
+        twins.run(2000, STEPS)
+        assert twins.count("adaptations") == 1
+        code = assemble("1: inc ecx\nlea edx, [ecx * 2 + edx]\nsub ebx, ecx\njmp 1b", origin=0x1000)
+        twins.each(lambda bare: bare.memory.write(0x1000, code))
+        twins.run(2000, STEPS)
+
+
+def test_a_debugger_and_a_device_write_to_pages_that_are_mapped() -> None:
+    with Twins(f"1: inc ecx\nadd ebx, [{PAGE:#x}]\nmov [0x1800], ebx\njmp 1b", map_low_memory) as twins:
+        for turn in range(8):
+            twins.run(400, (400,))
+            twins.each(lambda bare, value=turn: bare.memory.write(PAGE, bytes([value]) * 8))  # type: ignore[misc]
+            twins.each(lambda bare, value=turn: bare.memory.write(0x1800, bytes([value]) * 8))  # type: ignore[misc]
+            twins.each(lambda bare, value=turn: set_page(bare, PAGE, 0x5_0007 + 0x1000 * value))  # type: ignore[misc]
