@@ -18,7 +18,7 @@ DEFAULT_DEBUG_EXIT = 0xF4
 DEFAULT_ENGINE = "interp"
 ENGINE_NAMES = ("interp", "bt", "trap")
 CPU_NAMES = ("p6-nofpu", "pentium4")
-DEFAULT_CPU = "p6-nofpu"
+DEFAULT_CPU = "pentium4"
 _PLANNED_ENGINES = ("hybrid",)
 _UNITS_BYTES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "": 1 << 20}
 

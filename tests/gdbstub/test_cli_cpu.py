@@ -31,6 +31,7 @@ def test_a_model_with_fpu_comes_with_what_computes_it() -> None:
     assert make_fpu is not None
     assert make_fpu(FpuState()).present
     assert cli_cpu.choose("p6-nofpu") == (P6_NO_FPU, None)
+    assert cli_cpu.choose(None)[0] is PENTIUM4
 
 
 def test_elsewhere_there_is_no_fpu(monkeypatch: pytest.MonkeyPatch) -> None:

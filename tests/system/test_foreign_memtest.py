@@ -104,7 +104,7 @@ def test_the_floppy_is_a_kernel_if_the_command_line_says_so() -> None:
 
 @pytest.mark.parametrize("path", gdbs(), ids=lambda path: path.parts[1])
 def test_breakpoint_steps_backtrace_and_a_watchpoint_on_the_display(path: Path) -> None:
-    words = ["-m", "5", "--ns-per-insn", str(NS_PER_INSN), "--append", APPEND, "--serial", "none"]
+    words = ["-m", "5", "--ns-per-insn", str(NS_PER_INSN), "--append", APPEND, "--serial", "none", "--cpu", "p6-nofpu"]
     with trapgate.running("-kernel", debian.memtest(), *words) as program, attached(program, path) as gdb:
         assert gdb.number("$pc") == 0x10_0000
         gdb.say(f"break *{DRAW:#x}")

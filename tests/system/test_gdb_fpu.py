@@ -8,7 +8,7 @@ import pytest
 
 from tests.oracles.assembler import assemble
 from tests.system.dialogue import attached
-from tests.system.tools import gdbs
+from tests.system.tools import gdbs, recent_gdb
 from tests.system.trapgate import running
 
 ORIGIN = 0x10_0000
@@ -62,3 +62,9 @@ def test_its_registers_are_read_and_written(path: Path, engine: str, tmp_path: P
         assert gdb.number("$mxcsr") == 0x1FA0
         assert gdb.number("*(unsigned short*) $esp") == 0x27F
         assert gdb.number("$fioff") == here + 1
+
+
+def test_without_an_fpu_they_are_unavailable() -> None:
+    with running("--cpu", "p6-nofpu", "--serial", "none") as trapgate, attached(trapgate, recent_gdb()) as gdb:
+        for name in ("st0", "fctrl", "xmm7", "mxcsr"):
+            assert "<unavailable>" in gdb.say(f"p ${name}")
