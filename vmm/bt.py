@@ -37,6 +37,7 @@ from vmm.native.translator import translate
 from vmm.native.windows import Refusal
 
 if TYPE_CHECKING:
+    from vmm.native.inspection import Translations
     from vmm.native.verifier import Verifier
 
 HOLDS_FRAGMENTS = 0x20  # page flag: emitted code stands for bytes of this page of RAM
@@ -98,7 +99,7 @@ class BinaryTranslator(Interpreter):
     def leave(self) -> None:
         """Hand the CPU over."""
         self._cpu.memory.write_observers.remove(self._code_written)
-        self._drop_everything()
+        self.flush_translations()
         self._spaces.detach()
         if self._tc is not None:
             self._tc.close()
@@ -116,6 +117,13 @@ class BinaryTranslator(Interpreter):
             **self._windows.counters,
             **self._culprits.counters,
         }
+
+    def translations(self) -> Translations:
+        """See `Inspectable`."""
+        from vmm.native.inspection import Translations
+
+        assert self._tc is not None
+        return Translations(self._tc, self._fragments, self._tally, self._landings, self._spaces.entry_counts())
 
     def _count(self, name: str) -> None:
         self._counters[name] = self._counters.get(name, 0) + 1
@@ -378,7 +386,7 @@ class BinaryTranslator(Interpreter):
         assert tc is not None
         before = time.perf_counter()
         if tc.free_bytes < _TC_RESERVE_BYTES:
-            self._drop_everything()
+            self.flush_translations()
         ram_page = at >> PAGE_SHIFT
         data = bytes(memory.ram8[at : (ram_page + 1) << PAGE_SHIFT])
         unit = translate(tc, mode, eip, data, self._stops(eip, ram_page), self._cpu.model.instructions)
@@ -502,8 +510,8 @@ class BinaryTranslator(Interpreter):
             self._verifier.check_head(start, head + b"\xe9" + jump)
         tc.data[start : start + len(head) + 5] = head + b"\xe9" + jump
 
-    def _drop_everything(self) -> None:
-        """Start with an empty TC."""
+    def flush_translations(self) -> None:
+        """Start with an empty TC: see `Inspectable`."""
         self._flushes += 1
         self._tally.flush()
         for ram_page in list(self._fragments.pages):

@@ -91,6 +91,10 @@ class Spaces:
             self._publish(space)
         return space
 
+    def entry_counts(self) -> list[int]:
+        """How many entries each dispatch table has."""
+        return [sum(map(len, space.table.entries.values())) for space in self._by_table.values()]
+
     def clear_tables(self) -> None:
         """Forget all offsets."""
         for space in self._by_table.values():
