@@ -262,6 +262,8 @@ class Interpreter:
             except KeyError:
                 operations = _NOTHING
             if not operations:
+                if icount > clock.icount and perf_counter() > self._deadline_s:
+                    break  # code that is always new takes thirty times as long
                 clock.icount = icount
                 if eip >= code_end:
                     return self._deliver_fault(general_protection(), eip)

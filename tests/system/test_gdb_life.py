@@ -26,7 +26,7 @@ def connect(mi: GdbMi, trapgate: Trapgate, *, extended: bool = False) -> None:
 @pytest.mark.parametrize("gdb", [stock_gdb(), recent_gdb()], ids=["stock", "recent"])
 def test_ctrl_c_detach_and_reattach(gdb: Path) -> None:
     """By GDB/MI, as a test harness does it: the shell spins, Ctrl-C, look, detach, it runs on, attach again."""
-    with running(DEMO, "--append", "quiet run=spin 1000000") as trapgate:
+    with running(DEMO, "--append", "quiet run=spin 4000000") as trapgate:
         with gdb_mi(gdb=gdb, program=DEMO) as mi:
             connect(mi, trapgate)
             mi.command("-break-insert -t spin")
@@ -100,7 +100,7 @@ def test_monitor_quit_ends_with_its_status() -> None:
 
 
 def test_two_clients_of_which_one_only_looks() -> None:
-    words = (DEMO, "--append", "quiet run=spin 1000000", "--serial", "none")
+    words = (DEMO, "--append", "quiet run=spin 4000000", "--serial", "none")
     with running(*words) as trapgate, gdb_mi(program=DEMO) as mi:
         connect(mi, trapgate)
         mi.command("-break-insert -t spin")
