@@ -19,7 +19,7 @@ from time import monotonic
 
 import trio
 
-from gdbstub import cli_cpu, cli_inputs
+from gdbstub import cli_cpu, cli_inputs, counters
 from gdbstub.cli_options import DEFAULT_ADDRESS, USAGE_STATUS, Address, Sink
 from gdbstub.cli_serial import Lines, SinkError
 from gdbstub.debuggee import End, EndKind
@@ -290,7 +290,8 @@ async def _serve(
 
 
 def _write_statistics(path: str, machine: Machine, end: End) -> None:
-    record = {"end": end.kind.name.lower(), "status": end.status, "statistics": machine.statistics()}
+    statistics = counters.for_programs(machine.statistics())
+    record = {"end": end.kind.name.lower(), "status": end.status, "statistics": statistics}
     try:
         Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     except OSError as error:

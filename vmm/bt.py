@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop
-from machine.faults import GuestFault, SoftwareInterrupt
+from machine.faults import GuestFault, SoftwareInterrupt, Vector
 from machine.flags import RF, TF
 from machine.instructions import Effect
 from machine.memory import PAGE_SHIFT
@@ -110,6 +110,7 @@ class BinaryTranslator(Interpreter):
         """Counters since the start."""
         return {
             **super().statistics(),
+            "true faults": self._exceptions.get(Vector.PF, 0),
             **self._tally.report(),
             "fragments": len(self._fragments.by_address),
             "TC bytes used": TC_BYTES - self._tc.free_bytes if self._tc is not None else 0,

@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gdbstub import guest_registers
+from gdbstub import counters, guest_registers
 from gdbstub.monitor.command import Command, parse_number, usage_error
 from gdbstub.target import FlagsType, QuitRequested, TargetError
 from machine import flags
 from machine.descriptors import Descriptor, describe_kind
 from machine.engine import CountsExits, EngineError
 from machine.state import SEG_G, Segment, SegmentRegister
+from vmm.native.inspection import Inspectable
 
 if TYPE_CHECKING:
     from gdbstub.guest import GuestTarget
 
+_SITES_SHOWN = 8
 _GPR_LINES = (("eax", "ebx", "ecx", "edx"), ("esi", "edi", "ebp", "esp"))
 
 
@@ -79,9 +81,13 @@ def show_icount(guest: GuestTarget, _words: list[str]) -> Iterator[str]:
 
 def show_statistics(guest: GuestTarget, _words: list[str]) -> Iterator[str]:
     """`stats`."""
-    for name, value in guest.machine.statistics().items():
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else value
-        yield f"{name:28} {shown}\n"
+    yield from counters.for_people(guest.machine.statistics())
+    engine = guest.machine.engine
+    sites = engine.translations().tally.hottest(_SITES_SHOWN) if isinstance(engine, Inspectable) else ()
+    if sites:
+        yield "hottest callouts:\n"
+    for site in sites:
+        yield f"  {site.eip:08x}  {site.row:18} {site.count:,}\n"
 
 
 def show_exits(guest: GuestTarget, _words: list[str]) -> Iterator[str]:

@@ -12,11 +12,11 @@ from gdbstub import guest_registers
 from gdbstub.monitor.command import Command, parse_linear, usage_error
 from gdbstub.target import TargetError
 from machine.memory import PAGE_SHIFT
-from vmm.native.fragments import Fragment
 from vmm.native.inspection import GuestLine, Inspectable, Translations
 
 if TYPE_CHECKING:
     from gdbstub.guest import GuestTarget
+    from vmm.native.fragments import Fragment
 
 _GUEST_COLUMNS = 44
 _PAGES_SHOWN = 20

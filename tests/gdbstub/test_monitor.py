@@ -337,7 +337,7 @@ class TestMachine:
 
     def test_stats(self, demo: GuestTarget) -> None:
         text = say(demo, "stats")
-        assert re.search(rf"^icount +{DEMO_INSNS:,}$", text, re.MULTILINE)
+        assert re.search(rf"^  icount +{DEMO_INSNS:,}$", text, re.MULTILINE)
         assert demo.os_rows("statistics")[0] == {"Name": "engine", "Value": "interp"}
         assert set(demo.os_tables()) == {"statistics"}
         with pytest.raises(TargetError):

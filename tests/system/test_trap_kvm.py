@@ -28,7 +28,7 @@ class TestRuns:
         assert b"entering protected mode" in done.stdout
         statistics = json.loads((tmp_path / "stats.json").read_text())["statistics"]
         assert statistics["engine"] == "trap kvm"
-        assert statistics["exits OUT to 0x07f0"] > 100
+        assert statistics["exits_out_to_0x07f0"] > 100
 
     def test_the_demo_kernel_ends_with_the_guests_status(self) -> None:
         done = run("run", *ON_KVM, "--gdb", "none", "--append", "run=echo hello;poweroff")

@@ -9,15 +9,17 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import capstone
 
 from machine.memory import PAGE_SHIFT
-from vmm.native.cache import TC_BYTES, TranslationCache
-from vmm.native.fragments import Fragment, FragmentIndex
-from vmm.native.modes import Mode
-from vmm.native.tally import Tally
+
+if TYPE_CHECKING:
+    from vmm.native.cache import TranslationCache
+    from vmm.native.fragments import Fragment, FragmentIndex
+    from vmm.native.modes import Mode
+    from vmm.native.tally import Tally
 
 _PAGE_MASK = (1 << PAGE_SHIFT) - 1
 
@@ -140,9 +142,8 @@ class Translations:
             pages.append(PageUse(ram_page, len(fragments), guest_bytes, host_bytes))
             live += host_bytes
         pages.sort(key=lambda page: -page.host_bytes)
-        return Usage(
-            TC_BYTES, TC_BYTES - self.tc.free_bytes, live, pages, sorted((n for n in self.tables if n), reverse=True)
-        )
+        tables = sorted((entries for entries in self.tables if entries), reverse=True)
+        return Usage(self.tc.position + self.tc.free_bytes, self.tc.position, live, pages, tables)
 
     def _host_lines(self, fragment: Fragment) -> Iterator[HostLine]:
         code = bytes(self.tc.data[fragment.start : fragment.end])
