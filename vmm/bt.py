@@ -337,7 +337,8 @@ class BinaryTranslator(Interpreter):
         if fragment.spans:
             recover(fragment.spans, retired, self._cpu.state)
         is_habit = is_access and not tc.is_budget_guard(host) and self._windows.refusal in _HABITS
-        if is_habit and self._culprits.fault(fragment, fragment.eips[retired]):
+        by_device = self._windows.refusal is Refusal.DEVICE
+        if is_habit and self._culprits.fault(fragment, fragment.eips[retired], by_device=by_device):
             self._drop_fragment(fragment)
         self._count("budget exits" if tc.is_budget_guard(host) else "faults interpreted")
         return None
@@ -473,6 +474,7 @@ class BinaryTranslator(Interpreter):
 
     def _code_written(self, at: int, length: int, _old: bytes, flags: int) -> None:
         """A store to a page with fragments: if it hits translated bytes, the page's fragments go."""
+        self._culprits.traced_writes += 1
         if not flags & HOLDS_FRAGMENTS:
             return
         for ram_page in range(at >> PAGE_SHIFT, (at + length - 1 >> PAGE_SHIFT) + 1):

@@ -8,7 +8,7 @@ from machine.state import CR4_PAE, CR4_PSE, EBX, EDI
 from tests.oracles.assembler import assemble
 from tests.vmm.bare import PAGE_DIRECTORY, PAGE_TABLE, Bare, map_low_memory, set_page
 from tests.vmm.twins import Twins
-from vmm.native.adaptation import INSTRUCTION_FAULTS
+from vmm.native.adaptation import INSTRUCTION_FAULTS, INSTRUCTION_INNOCENT
 
 PAGE = 0x30_0000  # a linear page whose entry the guests change
 ENTRY = PAGE_TABLE + 4 * (PAGE >> 12)
@@ -76,24 +76,61 @@ def test_a_habit_is_noticed(habit: str) -> None:
         assert count(twins, "dispatch misses") < 20
 
 
-def test_a_habit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An innocent instruction gets its plain form back, one that is guilty from time to time keeps the other longer."""
+def test_an_innocent_instruction_gets_its_plain_form_back() -> None:
+    with Twins(f"mov esi, {ENTRY:#x}\n1: inc ecx\nmov [esi], edx\njmp 1b", map_low_memory) as twins:
+        for turn in range(1, 4):
+            twins.run(3 * (INSTRUCTION_FAULTS + 200), STEPS)
+            assert (count(twins, "adaptations"), count(twins, "reversions")) == (turn, turn - 1)
+            twins.each(lambda bare: bare.state.gpr.__setitem__(6, 0x5_0000))
+            twins.run(3 * (INSTRUCTION_INNOCENT + 40), STEPS)
+            assert count(twins, "reversions") == turn
+            callouts = count(twins, "callouts")
+            twins.run(6000, STEPS)
+            assert count(twins, "callouts") == callouts
+            twins.each(lambda bare: bare.state.gpr.__setitem__(6, ENTRY))
+
+
+def test_an_instruction_is_tried_without_its_device_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmm.native.adaptation.INSTRUCTION_EXECUTIONS", 50)
-    source = f"mov esi, {ENTRY:#x}\n1: inc ecx\nmov [esi], edx\njmp 1b"
-    with Twins(source, map_low_memory) as twins:
-        twins.run(3 * (INSTRUCTION_FAULTS + 20), STEPS)
-        assert (twins.count("adaptations"), twins.count("reversions")) == (1, 0)
+    with Twins("mov esi, 0xb8000\n1: inc ecx\nmov [esi], edx\njmp 1b", map_low_memory) as twins:
+        twins.run(3 * (INSTRUCTION_FAULTS + 50 + 200 + 800 + 400), STEPS)
+        assert (count(twins, "adaptations"), count(twins, "reversions")) == (4, 3)
+        assert count(twins, "device faults") <= 2 * INSTRUCTION_FAULTS
         twins.each(lambda bare: bare.state.gpr.__setitem__(6, 0x5_0000))
-        twins.run(3 * 60, STEPS)
-        callouts = twins.count("callouts")
-        assert twins.count("reversions") == 1
-        twins.run(3000, STEPS)
-        assert twins.count("callouts") == callouts
-        twins.each(lambda bare: bare.state.gpr.__setitem__(6, ENTRY))
-        twins.run(3 * 150, STEPS)
-        assert (twins.count("adaptations"), twins.count("reversions")) == (2, 1)
-        twins.run(3 * 100, STEPS)
-        assert (twins.count("adaptations"), twins.count("reversions")) == (3, 2)
+        twins.run(3 * 4000, STEPS)
+        callouts = count(twins, "callouts")
+        twins.run(6000, STEPS)
+        assert (count(twins, "adaptations"), count(twins, "reversions")) == (4, 4)
+        assert count(twins, "callouts") == callouts
+
+
+def test_a_table_that_is_changed_throughout_costs_no_more_than_some_faults() -> None:
+    """The pages of a table are mapped, then each entry is changed: `bt` lets go of the table, and runs the loop."""
+
+    def prepare(bare: Bare) -> None:
+        map_low_memory(bare)
+        bare.memory.store(PAGE_DIRECTORY + 4, 4, 0x13_0007)
+        for page in range(1024):
+            bare.memory.store(0x13_0000 + 4 * page, 4, page << 12 | 7)
+
+    source = """
+        2: mov edi, 0x400000
+        1: add ebx, [edi]
+        add edi, 0x1000
+        cmp edi, 0x410000
+        jb 1b
+        mov esi, 0x130000
+        1: xor dword ptr [esi], 2
+        add esi, 4
+        cmp esi, 0x131000
+        jb 1b
+        inc edx
+        jmp 2b
+    """
+    with Twins(source, prepare) as twins:
+        twins.run(25_000, (5000,))
+        assert count(twins, "page tables given up") == 6
+        assert count(twins, "trace faults", "callouts") < 200
 
 
 def test_code_that_writes_itself() -> None:

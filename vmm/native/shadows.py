@@ -111,6 +111,7 @@ class Shadows:
             self._by_upper.setdefault(at, {})[region] = window
             self._use(at >> PAGE_SHIFT)
         if region.table >= 0:
+            self._table_writes.take_back(region.table, self._memory.ram8[region.table : region.table + 4096])
             self._by_table.setdefault(region.table, {})[region] = window
             self._use(region.table >> PAGE_SHIFT)
 
@@ -265,6 +266,7 @@ class Shadows:
             region.writes_since_fill += 1
             if self._table_writes.is_enough(table, region.writes_since_fill):
                 self.counters["page tables given up"] += 1
+                self._table_writes.let_go(table, bytes(self._memory.ram8[table : table + 4096]))
                 for each, its_window in list(users.items()):
                     self.close(its_window, each)
                 return

@@ -6,6 +6,7 @@ from vmm.native.adaptation import (
     INSTRUCTION_EXECUTIONS,
     INSTRUCTION_EXECUTIONS_MOST,
     INSTRUCTION_FAULTS,
+    INSTRUCTION_INNOCENT,
     TABLE_WRITES,
     TABLE_WRITES_MOST,
     Culprits,
@@ -21,32 +22,54 @@ def fragment(ram_page: int = 7, *eips: int) -> Fragment:
     return Fragment(Mode(user=False), 0x1_2340, ram_page, 0, 16, [0, 8], list(eips or (0x1_2340, EIP)), 1)
 
 
-def adapt(culprits: Culprits, ram_page: int = 7) -> int:
+def adapt(culprits: Culprits, *, by_device: bool = True) -> int:
     """How many faults it takes."""
     faults = 1
-    while not culprits.fault(fragment(ram_page), EIP):
+    while not culprits.fault(fragment(), EIP, by_device=by_device):
         faults += 1
     return faults
 
 
+def limit_of(writes: TableWrites, table: int) -> int:
+    limit = 1
+    while not writes.is_enough(table, limit):
+        limit += 1
+    return limit
+
+
+def table_with(changed: int) -> memoryview:
+    return memoryview(b"\1\0\0\0" * changed + bytes(4096 - 4 * changed))
+
+
 class TestTableWrites:
-    def test_the_limit_of_a_table_doubles_up_to_a_bound(self) -> None:
+    def test_the_limit_doubles_up_to_a_bound_where_letting_go_does_not_pay(self) -> None:
         writes = TableWrites()
-        limit = TABLE_WRITES
-        while limit < TABLE_WRITES_MOST:
-            assert not writes.is_enough(0x1000, limit - 1)
-            assert writes.is_enough(0x1000, limit)
-            limit *= 2
-        for _ in range(2):
-            assert not writes.is_enough(0x1000, TABLE_WRITES_MOST - 1)
-            assert writes.is_enough(0x1000, TABLE_WRITES_MOST)
+        expected = TABLE_WRITES
+        for _ in range(10):
+            assert limit_of(writes, 0x1000) == expected
+            writes.let_go(0x1000, bytes(4096))
+            writes.take_back(0x1000, table_with(expected // 2))
+            expected = min(2 * expected, TABLE_WRITES_MOST)
+        assert expected == TABLE_WRITES_MOST
+
+    def test_it_is_low_again_when_that_has_paid(self) -> None:
+        writes = TableWrites()
+        for _ in range(3):
+            writes.let_go(0x1000, bytes(4096))
+            writes.take_back(0x1000, table_with(0))
+        assert limit_of(writes, 0x1000) == 8 * TABLE_WRITES
+        writes.let_go(0x1000, bytes(4096))
+        writes.take_back(0x1000, table_with(8 * TABLE_WRITES + 1))
+        assert limit_of(writes, 0x1000) == TABLE_WRITES
 
     def test_each_table_has_its_own(self) -> None:
         writes = TableWrites()
-        writes.is_enough(0x1000, TABLE_WRITES)
-        assert writes.is_enough(0x2000, TABLE_WRITES)
+        writes.let_go(0x1000, bytes(4096))
+        writes.take_back(0x1000, table_with(0))
+        writes.take_back(0x2000, table_with(0))
+        assert (limit_of(writes, 0x1000), limit_of(writes, 0x2000)) == (2 * TABLE_WRITES, TABLE_WRITES)
         writes.clear()
-        assert writes.is_enough(0x1000, TABLE_WRITES)
+        assert limit_of(writes, 0x1000) == TABLE_WRITES
 
 
 class TestCulprits:
@@ -93,6 +116,21 @@ class TestCulprits:
                 break
             expected *= 4
         assert expected < INSTRUCTION_EXECUTIONS_MOST
+
+    def test_a_trace_is_over_when_nothing_watched_is_written_to(self) -> None:
+        culprits = Culprits()
+        for _ in range(3):
+            assert adapt(culprits, by_device=False) == INSTRUCTION_FAULTS
+            culprits.translated(fragment())
+            for turn in range(200):
+                if turn % INSTRUCTION_INNOCENT == 0:
+                    culprits.traced_writes += 1
+                assert not culprits.executed(EIP)
+            culprits.traced_writes += 1
+            innocent = 0
+            while not culprits.executed(EIP):
+                innocent += 1
+            assert innocent == INSTRUCTION_INNOCENT
 
     def test_an_empty_cache_leaves_nothing_to_drop(self) -> None:
         culprits = Culprits()
