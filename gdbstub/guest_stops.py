@@ -129,6 +129,8 @@ def describe_catch(level: FaultLevel) -> str:
 
 def describe_chain(chain: Sequence[FaultLevel]) -> str:
     """The text of a triple fault: each exception and what happened while it was being delivered."""
+    if not chain:
+        return "Triple fault: the CPU has shut down; what led to it was not told.\n"
     lines = ["Triple fault: the CPU has shut down. The exceptions that led to it, the first one first:"]
     lines += [f"  {number}. {describe_level(level)}" for number, level in enumerate(chain, 1)]
     return "\n".join(lines) + "\n"

@@ -263,6 +263,11 @@ class Vm:
         self._fds.append(vcpu)
         self.vcpu = Vcpu(vcpu, size)
 
+    @property
+    def closed(self) -> bool:
+        """Nothing of it is left."""
+        return not self._fds
+
     def close(self) -> None:
         """Give everything back."""
         if len(self._fds) == 3:
@@ -283,7 +288,7 @@ class Vm:
 
     def statistics(self) -> dict[str, int]:
         """KVM's own counters for the CPU and the machine, by name; empty if it keeps none. Histograms are left out."""
-        if not self.extension(CAP_BINARY_STATS_FD):
+        if self.closed or not self.extension(CAP_BINARY_STATS_FD):
             return {}
         found: dict[str, int] = {}
         for owner in (self.fd, self.vcpu.fd):

@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop, StopKind
@@ -43,6 +43,7 @@ _GOOD_RUN_NS = 5_000_000
 _INTERPRETED_INSNS = 2000
 _CPUID_LEAVES = (0, 1, 0x8000_0000, 0x8000_0001, 0x8000_0002, 0x8000_0003, 0x8000_0004)
 _MOV_TO_CR0 = re.compile(rb"\x0f\x22[\x00-\x07\x40-\x47\x80-\x87\xc0-\xc7]")
+_SCAN_BYTES = 16 << 20
 _MASK64 = (1 << 64) - 1
 _RESET_EIP, _RESET_BASE = 0xFFF0, 0xFFFF_0000
 
@@ -59,15 +60,11 @@ class KvmEngine(Interpreter):
     def __init__(self, cpu: Cpu, debug: DebugControl) -> None:
         super().__init__(cpu, debug)
         self._facts = look()
-        self._vm = Vm()
-        self._vcpu = self._vm.vcpu
-        self._slots = KvmMemory(self._vm, cpu.memory)
+        self._open()
         self._kick: Kick | None = None
         self._exits = ExitCounters()
         self._plan: DebugPlan | None = DebugPlan()
-        self._debug_set: tuple[object, ...] | None = None
         self._hazards: frozenset[int] = frozenset()
-        self._tsc_offset: int | None = None
         self._burst_insns = 1
         self._burst_end = 0
         self._good_ns = 0
@@ -79,10 +76,19 @@ class KvmEngine(Interpreter):
         self._injected = 0
         self._interpreted: dict[str, int] = {}
 
+    def _open(self) -> None:
+        self._vm = Vm()
+        self._vcpu = self._vm.vcpu
+        self._slots = KvmMemory(self._vm, self._cpu.memory)
+        self._debug_set: tuple[object, ...] | None = None
+        self._tsc_offset: int | None = None
+
     # The Engine interface.
 
     def enter(self) -> None:
         """Take over the CPU."""
+        if self._vm.closed:
+            self._open()
         super().enter()
         self._vcpu.set_cpuid({leaf: self._cpu.model.leaf(leaf) for leaf in _CPUID_LEAVES})
         self._slots.attach()
@@ -94,6 +100,7 @@ class KvmEngine(Interpreter):
         self._vm.close()
         if self._kick is not None:
             self._kick.close()
+            self._kick = None
 
     def statistics(self) -> Mapping[str, int | float | str]:
         """Counters since the start; KVM's own among them, as far as it keeps them."""
@@ -157,6 +164,8 @@ class KvmEngine(Interpreter):
         if state.dr[7] & DR7_ENABLED and (debug.breakpoints or debug.watchpoints or not self._facts.data_breakpoints):
             return "the guest's own debug registers"
         hazards = frozenset() if self._facts.paging else self._find_hazards()
+        if hazards is None:
+            return "paging, which this KVM lacks"
         if hazards != self._hazards or self._plan is None:
             self._hazards = hazards
             self._plan = plan(debug, self._facts, hazards)
@@ -168,14 +177,19 @@ class KvmEngine(Interpreter):
         super()._debug_changed()
         self._plan = None
 
-    def _find_hazards(self) -> frozenset[int]:
+    def _find_hazards(self) -> frozenset[int] | None:
         """Where code may turn paging on: this KVM would answer that with #GP, so the guest stops before it.
 
-        Without paging linear addresses are physical ones. Bytes that only look like MOV to CR0 do no harm.
+        Without paging linear addresses are physical ones. Bytes that only look like MOV to CR0 do no harm. None: more
+        memory is in use than can be looked through time and again.
         """
         memory = self._cpu.memory
         found: set[int] = set()
+        room_bytes = _SCAN_BYTES
         for first, data in memory_in_use(memory.ram_fd, memory.ram_bytes):
+            room_bytes -= len(data)
+            if room_bytes < 0:
+                return None
             found.update(first + match.start() for match in _MOV_TO_CR0.finditer(data))
             if len(found) > REGISTERS:
                 break
@@ -328,9 +342,8 @@ class KvmEngine(Interpreter):
         return None
 
 
-def memory_in_use(fd: int, size_bytes: int) -> list[tuple[int, bytes]]:
+def memory_in_use(fd: int, size_bytes: int) -> Iterator[tuple[int, bytes]]:
     """The parts of a memfd that hold data, each with its offset; holes are not read, so that they stay holes."""
-    parts: list[tuple[int, bytes]] = []
     at = 0
     while at < size_bytes:
         try:
@@ -338,6 +351,5 @@ def memory_in_use(fd: int, size_bytes: int) -> list[tuple[int, bytes]]:
         except OSError:  # ENXIO: nothing but a hole is left
             break
         end = os.lseek(fd, at, os.SEEK_HOLE)
-        parts.append((at, os.pread(fd, end - at, at)))
+        yield at, os.pread(fd, end - at, at)
         at = end
-    return parts

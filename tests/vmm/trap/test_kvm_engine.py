@@ -350,7 +350,7 @@ class TestTime:
         """20 ms is what a user may notice; other processes may take as much, so the best of several tries counts."""
         bare = flat(LOOP_FOR_EVER, KvmEngine)
         bare.engine.run(bare.clock.icount + 1000)
-        lasted_s = []
+        lasted_s: list[float] = []
         while len(lasted_s) < 20 and (not lasted_s or min(lasted_s) > 0.02):
             begun_s = time.monotonic()
             assert bare.engine.run(bare.clock.icount + 10**12).kind is StopKind.BUDGET
@@ -477,6 +477,20 @@ class TestSwitching:
         assert bare.state.gpr == reference.state.gpr
         assert bare.state.eflags == reference.state.eflags
         assert bytes(bare.memory.ram8) == bytes(reference.memory.ram8)
+        bare.close()
+        reference.close()
+
+    def test_left_and_entered_again(self) -> None:
+        bare = flat(self.SOURCE, KvmEngine)
+        for _ in range(3):
+            bare.engine.run(bare.clock.icount + 1000)
+            bare.engine.leave()
+            assert int(bare.engine.statistics()["stays on KVM"]) > 0
+            bare.engine.enter()
+        assert run(bare.engine, bare).kind is StopKind.HALTED
+        reference = flat(self.SOURCE)
+        run(reference.engine, reference)
+        assert bare.state.gpr == reference.state.gpr
         bare.close()
         reference.close()
 

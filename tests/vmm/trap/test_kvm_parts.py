@@ -200,7 +200,7 @@ def test_only_what_holds_data_is_read() -> None:
         os.ftruncate(fd, 16 * MIB)
         os.pwrite(fd, b"here", 5 * MIB + 4096)
         blocks_before = os.fstat(fd).st_blocks
-        parts = memory_in_use(fd, 16 * MIB)
+        parts = list(memory_in_use(fd, 16 * MIB))
         assert [at for at, _ in parts] == [5 * MIB + 4096]
         assert parts[0][1].startswith(b"here")
         assert os.fstat(fd).st_blocks == blocks_before
