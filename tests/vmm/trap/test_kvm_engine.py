@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from machine.debug import CodeBreakpoint, StopKind, Watchpoint
+from machine.cpu import Cpu
+from machine.cpuid import PENTIUM4
+from machine.debug import CodeBreakpoint, DebugControl, StopKind, Watchpoint
+from machine.engine import Engine
 from machine.faults import Vector
 from machine.fpustate import FCW
 from machine.memory import PAGE_BYTES
@@ -30,10 +33,22 @@ from machine.state import (
     SS,
     CpuState,
 )
-from tests.vmm.bare import DATA_SELECTOR, ORIGIN, STACK_TOP, Bare, flat, handler_of, map_low_memory, real, set_handler
+from tests.vmm.bare import (
+    DATA_SELECTOR,
+    ORIGIN,
+    STACK_TOP,
+    Bare,
+    EngineMaker,
+    flat,
+    handler_of,
+    map_low_memory,
+    real,
+    set_handler,
+)
 from tests.vmm.trap.kvm import TIMEOUT_S, KvmEngine, count, finish, lacks, needs_kvm, open_files, run
 from vmm.bt import BinaryTranslator
 from vmm.interp import Interpreter
+from vmm.native.hostfpu import HostFpu
 from vmm.trap.kvm import Vm
 from vmm.trap.kvmstate import load_state, store_state
 
@@ -454,6 +469,47 @@ class TestDebugging:
         if lacks("data_breakpoints"):
             pytest.skip(f"this KVM ignores the guest's data breakpoints while it runs: ECX is {bare.state.gpr[ECX]}")
         assert bare.state.gpr[ECX] == 1
+
+
+def with_fpu(make: EngineMaker) -> EngineMaker:
+    """The same engine for a CPU that has x87 and SSE."""
+
+    def make_with_fpu(cpu: Cpu, debug: DebugControl) -> Engine:
+        if not cpu.model.has_fpu:
+            cpu.model, cpu.fpu = PENTIUM4, HostFpu(cpu.state.fpu)
+        return make(cpu, debug)
+
+    return make_with_fpu
+
+
+class TestFloatingPoint:
+    """Natively, or interpreted where KVM's emulator does not know the instructions."""
+
+    SOURCE = (
+        "fninit\nmov eax, cr4\nor eax, 0x600\nmov cr4, eax\nfldz\nmov ecx, 200\n"
+        "1: mov [0x3000], ecx\nfld1\nfild dword ptr [0x3000]\nfdivp st(1), st\nfaddp st(1), st\n"
+        "cvtsi2sd xmm1, ecx\nsqrtsd xmm1, xmm1\naddsd xmm0, xmm1\ndec ecx\njnz 1b\n"
+        "fst qword ptr [0x3008]\nmovsd [0x3010], xmm0\nstmxcsr [0x3018]\nfldpi\nhlt"
+    )
+
+    @pytest.mark.parametrize("makers", [(KvmEngine,), (KvmEngine, Interpreter, KvmEngine, BinaryTranslator)])
+    def test_as_on_the_reference(self, makers: tuple[EngineMaker, ...]) -> None:
+        reference = flat(self.SOURCE, with_fpu(Interpreter))
+        run(reference.engine, reference)
+        bare = flat(self.SOURCE, with_fpu(makers[0]))
+        for make in makers[1:]:
+            bare.engine.run(bare.clock.icount + 300)
+            bare.engine.leave()
+            bare.engine = with_fpu(make)(bare.cpu, bare.debug)
+            bare.engine.enter()
+        assert run(bare.engine, bare).kind is StopKind.HALTED
+        assert bytes(bare.memory.ram8[0x3000:0x3020]) == bytes(reference.memory.ram8[0x3000:0x3020])
+        ours, theirs = bare.state.fpu, reference.state.fpu
+        assert [ours.st(0), ours.st(1)] == [theirs.st(0), theirs.st(1)]
+        assert (ours.fcw, ours.fsw, ours.tags, ours.mxcsr) == (theirs.fcw, theirs.fsw, theirs.tags, theirs.mxcsr)
+        assert ours.xmm(0) == theirs.xmm(0)
+        bare.close()
+        reference.close()
 
 
 class TestSwitching:
