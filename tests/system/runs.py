@@ -89,7 +89,11 @@ class Run:
     def step_to(self, icount: int) -> None:
         """The same, one instruction at a time."""
         while self.icount < icount and self.ended is None:
-            self._note(self.machine.engine.step())
+            self.step()
+
+    def step(self) -> None:
+        """One instruction, or one iteration of a REP."""
+        self._note(self.machine.engine.step())
 
     def run_until(self, seen: Callable[[], bool], limit_icount: int, every_insns: int = 10_000) -> int:
         """Run until `seen` says so, asked every so many instructions, and return the icount.
