@@ -19,7 +19,7 @@ from machine.faults import GuestFault, SoftwareInterrupt, Vector
 from machine.flags import RF, TF
 from machine.instructions import Effect
 from machine.memory import PAGE_SHIFT
-from machine.state import MASK32, SHADOW_NONE, SHADOW_STI
+from machine.state import MASK32, SHADOW_NONE, SHADOW_STI, Gpr
 from vmm.interp import DR7_ENABLED, Interpreter
 from vmm.native import stateblock
 from vmm.native.adaptation import Culprits
@@ -333,6 +333,7 @@ class BinaryTranslator(Interpreter):
         retired = max(index, 0)
         quads[stateblock.BUDGET] += fragment.charged - retired
         words[stateblock.SHADOW] = fragment.shadows.get(index, SHADOW_NONE)
+        words[Gpr.ESP] = (words[Gpr.ESP] + fragment.stack_offsets.get(index, 0)) & MASK32
         self._sync(limit_icount, fragment.eips[retired])
         if fragment.spans:
             recover(fragment.spans, retired, self._cpu.state)
@@ -378,10 +379,19 @@ class BinaryTranslator(Interpreter):
         fragment = self._fragments.by_address.get((space.mode, ram_page, eip))
         if fragment is None:
             fragment = self._translate(space.mode, eip, at)
+            self._land_at_latest(space, fragment)
         self._windows.fill(eip, write=False, window=space.window)
         offset = self._landings.get(ram_page, {}).get((space.mode, eip), fragment.start)
         space.table.set(eip, offset)
         return fragment.start
+
+    def _land_at_latest(self, space: Space, fragment: Fragment) -> None:
+        """Let returns go to what follows the call in the newest TU that has it: of a loop, the one that goes round."""
+        ram_page = fragment.ram_page
+        for mode, eip in self._landings.get(ram_page, {}):
+            offset = self._landings[ram_page][mode, eip]
+            if offset > fragment.start and mode == space.mode and space.table.get(eip):
+                space.table.set(eip, offset)
 
     def _translate(self, mode: Mode, eip: int, at: int) -> Fragment:
         tc, memory = self._tc, self._cpu.memory
@@ -409,6 +419,7 @@ class BinaryTranslator(Interpreter):
             start + len(unit.code),
             unit.shadows,
             unit.spans,
+            unit.stack_offsets,
         )
         self._fragments.add(fragment)
         self._culprits.translated(fragment)

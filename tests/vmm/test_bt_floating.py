@@ -87,7 +87,7 @@ def test_it_runs_without_leaving_the_cache() -> None:
 
 
 def test_nothing_is_swapped_without_floating_point_code() -> None:
-    source = f"1: inc eax\ncmp eax, 100\njne 1b\nfld qword ptr [{DATA}]\nhlt"
+    source = f"1: inc eax\ncmp eax, 100\njne 1b\njmp 2f\n2: fld qword ptr [{DATA}]\nhlt"
     with Twins(source, floating) as twins:
         twins.run(200)
         assert not live(twins)

@@ -10,8 +10,7 @@ from iced_x86 import Code, Instruction, OpKind, RegisterExt
 
 from machine.instructions.operands import CONDITION_NAMES
 from vmm.native import guest
-from vmm.native.cache import GUEST_ESP
-from vmm.native.operands import ECX, R8D, R9, RCX, RSP, Memory, address, qword
+from vmm.native.operands import ECX, R8D, R9, RCX, RSP, address, qword
 from vmm.native.unit import Draft
 
 _JECXZ_OVER_JMP = b"\x67\xe3\x05"  # jecxz over the five bytes of a jmp rel32
@@ -30,17 +29,19 @@ def emit_jmp(draft: Draft, instruction: Instruction) -> bool:
 
 
 def emit_jcc(draft: Draft, instruction: Instruction) -> bool:
-    """Jcc rel32."""
+    """Jcc rel32: what follows it is in the TU too; of a loop that is the TU, the first instruction again."""
     if instruction.op0_kind != OpKind.NEAR_BRANCH32:
         return False
     target, condition = instruction.near_branch32, instruction.condition_code - 1
+    if target == draft.eip and draft.has_room_for_round:
+        draft.goes_round = True
+        target, condition = instruction.next_ip32, condition ^ 1
     if draft.is_in_page(target):
-        draft.link(f"j{CONDITION_NAMES[condition]}", target)
+        draft.leave(f"j{CONDITION_NAMES[condition]}", target)
     else:
         around = draft.asm.jump_to(f"j{CONDITION_NAMES[condition ^ 1]}", draft.tc.host)
-        draft.jump(target)
+        draft.leave_page(target)
         draft.bind_short(around)
-    draft.jump(instruction.next_ip32)
     return True
 
 
@@ -50,6 +51,7 @@ def emit_call(draft: Draft, instruction: Instruction) -> bool:
     if instruction.op0_kind == OpKind.NEAR_BRANCH32:
         target = instruction.near_branch32
         draft.push(following)
+        draft.settle_stack()
         if draft.is_in_page(target):
             draft.link("call", target)
         else:
@@ -57,6 +59,7 @@ def emit_call(draft: Draft, instruction: Instruction) -> bool:
             draft.dispatch("call")
     elif _emit_target(draft, instruction):
         draft.push(following)
+        draft.settle_stack()
         draft.dispatch("call")
     else:
         return False
@@ -68,10 +71,10 @@ def emit_ret(draft: Draft, instruction: Instruction) -> bool:
     """R8D = pop; the host's return address = the fragment for R8D; return."""
     if instruction.code not in (Code.RETND, Code.RETND_IMM16):
         return False
-    release = 4 + (instruction.immediate16 if instruction.op_count else 0)
     emit = draft.asm.emit
-    emit("mov", R8D, Memory(32, GUEST_ESP, gs=True))
-    emit("lea", GUEST_ESP, address(GUEST_ESP, release))
+    draft.pop(R8D)
+    draft.stack_offset += instruction.immediate16 if instruction.op_count else 0
+    draft.settle_stack()
     draft.look_up()
     emit("mov", qword(RSP), R9)
     emit("ret")
@@ -84,8 +87,7 @@ def emit_loop(draft: Draft, instruction: Instruction) -> bool:
         return False
     draft.asm.emit("lea", ECX, address(RCX, -1))
     draft.asm.raw(_JECXZ_OVER_JMP)
-    draft.link("jmp", instruction.near_branch32)
-    draft.jump(instruction.next_ip32)
+    draft.leave("jmp", instruction.near_branch32)
     return True
 
 
@@ -94,8 +96,7 @@ def emit_jecxz(draft: Draft, instruction: Instruction) -> bool:
     if instruction.code != Code.JECXZ_REL8_32 or not draft.is_in_page(instruction.near_branch32):
         return False
     draft.asm.raw(_JECXZ_ELSE_OVER_JMP)
-    draft.link("jmp", instruction.near_branch32)
-    draft.jump(instruction.next_ip32)
+    draft.leave("jmp", instruction.near_branch32)
     return True
 
 

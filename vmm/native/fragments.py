@@ -29,6 +29,7 @@ class Fragment:
         end: offset in the TC behind its code.
         shadows: what holds events off before an instruction, by its number: SHADOW_*, left out where nothing does.
         spans: pointers of x87 instructions that are not stored at once.
+        stack_offsets: as of `Unit`.
     """
 
     mode: Mode
@@ -42,6 +43,7 @@ class Fragment:
     end: int = 0
     shadows: Mapping[int, int] = field(default_factory=dict)
     spans: tuple[Span, ...] = ()
+    stack_offsets: Mapping[int, int] = field(default_factory=dict)
 
     def index_at(self, offset: int) -> int:
         """Which guest instruction the code at `offset` belongs to; -1 before the first."""

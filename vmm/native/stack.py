@@ -42,9 +42,10 @@ def emit_pop(draft: Draft, instruction: Instruction) -> bool:
     if instruction.stack_pointer_increment != 4 or instruction.op0_kind != OpKind.REGISTER:
         return False
     destination = guest.register(instruction.op0_register)
-    draft.asm.emit("mov", destination, Memory(32, GUEST_ESP, gs=True))
-    if destination is not GUEST_ESP:
-        draft.asm.emit("lea", GUEST_ESP, address(GUEST_ESP, 4))
+    if destination is GUEST_ESP:
+        draft.asm.emit("mov", destination, Memory(32, GUEST_ESP, gs=True))
+    else:
+        draft.pop(destination)
     return True
 
 

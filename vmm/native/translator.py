@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from iced_x86 import Decoder, FlowControl, Instruction
+from iced_x86 import Decoder, FlowControl, Instruction, OpKind, Register
 
 from machine.cpuid import P6_INSTRUCTIONS
 from machine.instructions import Effect, lookup
@@ -25,7 +25,11 @@ from vmm.native.ident import IDENT, emit_ident
 from vmm.native.modes import Mode
 from vmm.native.unit import Draft, Unit
 
-MAX_TU_INSTRUCTIONS = 12
+MAX_TU_INSTRUCTIONS = 32
+
+_STACK = frozenset({"push", "pop", "call", "ret"})
+_STACK_POINTERS = frozenset({Register.ESP, Register.SP})
+_GOES_ON = (FlowControl.NEXT, FlowControl.CONDITIONAL_BRANCH)
 
 # Emits one instruction; False if it has to be a callout, with nothing emitted that matters.
 Emitter = Callable[[Draft, Instruction], bool]
@@ -78,7 +82,9 @@ def translate(
     stops: frozenset[int] = frozenset(),
     features: frozenset[int] = P6_INSTRUCTIONS,
 ) -> Unit:
-    """Translate from `eip` on, up to 12 instructions, a control transfer, a callout, or the end of the page.
+    """Translate from `eip` on, up to 32 instructions, an unconditional transfer, a callout, or the end of the page.
+
+    A conditional branch is a way out of the TU; one back to its start is unrolled as often as there is room.
 
     Args:
         tc: where the code will be placed next.
@@ -88,29 +94,36 @@ def translate(
         stops: guest addresses whose instructions are callouts because a debugger may stop there.
         features: the instruction sets that the CPU has.
     """
-    draft = Draft(tc, mode, eip)
+    draft = Draft(tc, mode, eip, MAX_TU_INSTRUCTIONS)
     decoder = Decoder(32, data, OPTIONS, eip)
-    end_eip = eip
+    next_eip = end_eip = eip
     # What is in the shadow of STI stays with it, so that no budget ends between them.
     while decoder.can_decode and (len(draft.hosts) < MAX_TU_INSTRUCTIONS or len(draft.hosts) in draft.shadows):
         instruction = decoder.decode()
-        if instruction.is_invalid or end_eip in stops or not _emit(draft, instruction, data, decoder, features):
+        if instruction.is_invalid or next_eip in stops or not _emit(draft, instruction, data, decoder, features):
             break
-        end_eip = instruction.next_ip32
-        if instruction.flow_control != FlowControl.NEXT:
+        next_eip = instruction.next_ip32
+        end_eip = max(end_eip, next_eip)
+        if draft.goes_round:
+            draft.goes_round = False
+            next_eip, decoder.ip, decoder.position = eip, eip, 0
+        elif instruction.flow_control not in _GOES_ON:
             return draft.finish(end_eip, len(draft.hosts))
         if draft.is_complete:
-            draft.jump(end_eip)
+            draft.settle_stack()
+            draft.jump(next_eip)
             return draft.finish(end_eip, len(draft.hosts))
     else:
         if draft.hosts and len(draft.hosts) not in draft.shadows:
             draft.store_pointers()
-            draft.jump(end_eip)
+            draft.settle_stack()
+            draft.jump(next_eip)
             return draft.finish(end_eip, len(draft.hosts))
     charged = len(draft.hosts)
     draft.store_pointers()
-    draft.begin(end_eip)
-    draft.callout(end_eip)
+    draft.settle_stack()
+    draft.begin(next_eip)
+    draft.callout(next_eip)
     return draft.finish(end_eip, charged)
 
 
@@ -123,7 +136,10 @@ def _emit(
         return False
     if draft.pointers.pending and must_store_pointers(draft, instruction, row.mnemonic):
         draft.store_pointers()
+    if draft.stack_offset and not _leaves_stack_unsettled(instruction, row.mnemonic):
+        draft.settle_stack()
     before = len(draft.asm.code)
+    stack_offset = draft.stack_offset
     draft.begin(instruction.ip32)
     if row.mnemonic in FLOATING and not FPU_FEATURES.isdisjoint(features):
         emitted = guest.is_flat(instruction) and emit_floating(draft, instruction, row.mnemonic)
@@ -132,9 +148,23 @@ def _emit(
     if emitted:
         return True
     del draft.asm.code[before:]
+    draft.stack_offset = stack_offset
+    draft.stack_offsets.pop(len(draft.hosts) - 1, None)
     draft.hosts.pop()
     draft.eips.pop()
     return False
+
+
+def _leaves_stack_unsettled(instruction: Instruction, name: str) -> bool:
+    """Whether it does without guest ESP, or knows where it is; and stays in the TU, or is a CALL or RET."""
+    if name not in _STACK and name not in IDENT:
+        return False
+    if instruction.memory_base in _STACK_POINTERS or not guest.is_flat(instruction):
+        return False
+    operands = range(instruction.op_count)
+    return not any(
+        instruction.op_kind(n) == OpKind.REGISTER and instruction.op_register(n) in _STACK_POINTERS for n in operands
+    )
 
 
 def _emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect, data: bytes, decoder: Decoder) -> bool:

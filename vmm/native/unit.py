@@ -35,6 +35,21 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class SideExit:
+    """A conditional way out of a TU that may go on behind it.
+
+    Attributes:
+        at: offset of the rel32 that leads there.
+        eip: the guest address that it goes to, in the page of the TU.
+        retired: how many instructions have retired by then; the others that were charged are given back.
+    """
+
+    at: int
+    eip: int
+    retired: int
+
+
+@dataclass(frozen=True, slots=True)
 class Unit:
     """The code of one TU, not placed yet.
 
@@ -43,12 +58,13 @@ class Unit:
         code: host code.
         hosts: offset in `code` at which each guest instruction begins.
         eips: guest address of each.
-        end_eip: the address after the last instruction.
+        end_eip: the highest address after an instruction.
         charged: instructions that retire if the end is reached.
         landings: offset in `code` of what follows a CALL, and the return address that it stands for.
         shadows: as of `Fragment`.
         spans: what x87 instructions leave behind and is not stored at once.
         floating: it has instructions that need the guest's FPU state.
+        stack_offsets: by number, before which instructions guest ESP is not what R12D holds, but that plus so much.
     """
 
     eip: int
@@ -61,6 +77,7 @@ class Unit:
     shadows: Mapping[int, int]
     spans: tuple[Span, ...] = ()
     floating: bool = False
+    stack_offsets: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -71,19 +88,24 @@ class Draft:
         tc: where the code will be placed: at its next free position, before anything else is.
         mode: what it is translated for.
         eip: guest address of the first instruction.
+        most_insns: how many instructions the TU may have.
         asm: the assembler.
         hosts, eips: as of `Unit`.
         links: branches to be chained.
         landings: as of `Unit`.
         shadows: as of `Fragment`.
         is_complete: no instruction may follow.
+        goes_round: what follows is the first instruction again.
         pointers: what x87 instructions leave behind.
         gates: those of the FPU that this TU has passed.
+        stack_offset: guest ESP is R12D plus this: pushes and pops in a row move R12D once.
+        stack_offsets: as of `Unit`.
     """
 
     tc: TranslationCache
     mode: Mode
     eip: int
+    most_insns: int
     asm: Assembler = field(init=False)
     hosts: list[int] = field(default_factory=list)
     eips: list[int] = field(default_factory=list)
@@ -91,10 +113,14 @@ class Draft:
     landings: list[tuple[int, int]] = field(default_factory=list)
     shadows: dict[int, int] = field(default_factory=dict)
     is_complete: bool = False
+    goes_round: bool = False
     pointers: Pointers = field(default_factory=Pointers)
     gates: set[str] = field(default_factory=set)
+    stack_offset: int = 0
+    stack_offsets: dict[int, int] = field(default_factory=dict)
     _charge_at: int = 0
     _refunds: list[tuple[int, int]] = field(default_factory=list)
+    _side_exits: list[SideExit] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.asm = self.tc.assembler()
@@ -110,8 +136,16 @@ class Draft:
 
     def begin(self, eip: int) -> None:
         """The next guest instruction is the one at `eip`."""
+        if self.stack_offset:
+            self.stack_offsets[len(self.hosts)] = self.stack_offset
         self.hosts.append(len(self.asm.code))
         self.eips.append(eip)
+
+    @property
+    def has_room_for_round(self) -> bool:
+        """Whether all instructions so far fit into the TU once more."""
+        rounds_insns = self.eips.index(self.eip, 1) if self.eip in self.eips[1:] else len(self.eips)
+        return len(self.eips) + rounds_insns <= self.most_insns
 
     def is_in_page(self, eip: int) -> bool:
         """Whether a guest address is in the page of this TU, so that its mapping cannot differ."""
@@ -120,6 +154,9 @@ class Draft:
     def callout(self, eip: int) -> None:
         """Leave the TC: the instruction at `eip` is interpreted."""
         self.tell_shadow()
+        unsettled = self.stack_offsets.get(len(self.hosts) - 1, 0)
+        if unsettled:
+            self.asm.emit("lea", GUEST_ESP, address(GUEST_ESP, unsettled))
         self.asm.emit("mov", R8D, eip)
         self.asm.jump_to("jmp", self.tc.host + self.tc.exits[Exit.CALLOUT])
 
@@ -165,6 +202,7 @@ class Draft:
         self.tell_shadow()
         self.asm.emit("mov", field_of("routine_eip"), eip)
         self.asm.emit("mov", field_of("routine_next"), next_eip)
+
     def store_pointers(self) -> None:
         """Store what x87 instructions left behind, before the next guest instruction begins."""
         if self.pointers.pending:
@@ -182,6 +220,17 @@ class Draft:
             self.asm.emit("mov", R8D, eip)
             self.dispatch("jmp")
 
+    def leave(self, name: str, eip: int) -> None:
+        """A conditional jump (or a jump that one leads around) to an address in the page, or on to what follows."""
+        self._side_exits.append(SideExit(self.asm.jump_to(name, self.tc.host), eip, len(self.hosts)))
+
+    def leave_page(self, eip: int) -> None:
+        """Go to an address out of the page, from what only one way out of the TU comes to."""
+        self.asm.emit("lea", R10, address(R10, _CHARGE_PLACEHOLDER))
+        self._refunds.append((len(self.asm.code) - 4, len(self.hosts)))
+        self.asm.emit("mov", R8D, eip)
+        self.dispatch("jmp")
+
     def look_up(self) -> None:
         """R9 = host address of the fragment for the guest address in R8D, or of the miss stub."""
         self.asm.emit("mov", R9D, Memory(32, R14, R8, 4))
@@ -193,9 +242,20 @@ class Draft:
         self.asm.emit(name, R9)
 
     def push(self, value: Register | int) -> None:
-        """guest: [ESP - 4] = value; ESP -= 4."""
-        self.asm.emit("mov", Memory(32, GUEST_ESP, displacement=-4, gs=True), value)
-        self.asm.emit("lea", GUEST_ESP, address(GUEST_ESP, -4))
+        """guest: [ESP - 4] = value; ESP -= 4, by what `settle_stack` does later."""
+        self.asm.emit("mov", Memory(32, GUEST_ESP, displacement=self.stack_offset - 4, gs=True), value)
+        self.stack_offset -= 4
+
+    def pop(self, destination: Register) -> None:
+        """guest: destination = [ESP]; ESP += 4, by what `settle_stack` does later."""
+        self.asm.emit("mov", destination, Memory(32, GUEST_ESP, displacement=self.stack_offset, gs=True))
+        self.stack_offset += 4
+
+    def settle_stack(self) -> None:
+        """Let R12D be guest ESP again."""
+        if self.stack_offset:
+            self.asm.emit("lea", GUEST_ESP, address(GUEST_ESP, self.stack_offset))
+            self.stack_offset = 0
 
     def land(self, eip: int) -> None:
         """What follows a host CALL: the return address's fragment is entered from here, so that `ret` is predicted."""
@@ -210,6 +270,13 @@ class Draft:
     def finish(self, end_eip: int, charged: int) -> Unit:
         """Append the stubs to which links lead until they are chained, and fill in the charge."""
         asm = self.asm
+        for side in self._side_exits:
+            if side.retired == charged:
+                self.links.append(Link(side.at, side.eip))
+                continue
+            self.bind_short(side.at)
+            asm.emit("lea", R10, address(R10, charged - side.retired))
+            self.link("jmp", side.eip)
         for link in self.links:
             self.bind_short(link.at)
             asm.emit("mov", R8D, link.eip)
@@ -229,4 +296,5 @@ class Draft:
             self.shadows,
             tuple(self.pointers.spans),
             bool(self.gates),
+            self.stack_offsets,
         )
