@@ -161,6 +161,8 @@ def _leaves_stack_unsettled(instruction: Instruction, name: str) -> bool:
         return False
     if instruction.memory_base in _STACK_POINTERS or not guest.is_flat(instruction):
         return False
+    if name == "pop" and instruction.op0_kind != OpKind.REGISTER:
+        return False
     operands = range(instruction.op_count)
     return not any(
         instruction.op_kind(n) == OpKind.REGISTER and instruction.op_register(n) in _STACK_POINTERS for n in operands
