@@ -34,7 +34,12 @@ LINK_FLAGS = (
     *("-z", "noexecstack", "-z", "max-page-size=4096"),
 )
 NATIVE_SOURCE = "bench/native.c"
-NATIVE_KERNELS = "bench/kernels.c"
+NATIVE_KERNELS = ("bench/kernels.c", "bench/x87.c", "bench/sse2.c")
+# The sources that use the FPU.
+_FLOATING_FLAGS = {
+    "bench/x87.c": ("-m80387", "-mhard-float", "-mfpmath=387"),
+    "bench/sse2.c": ("-m80387", "-mhard-float", "-msse2", "-mfpmath=sse"),
+}
 
 
 class BuildError(Exception):
@@ -83,7 +88,20 @@ def _compile(source: str, flags: Sequence[str], directory: Path) -> Path:
     root = images.source_root()
     target = directory / (source.rpartition(".")[0].partition("/")[2].replace("/", "-") + ".o")
     prefix_map = f"-ffile-prefix-map={root}=."
-    _run(["gcc", *COMPILE_FLAGS, prefix_map, *flags, "-c", f"guests/{source}", "-o", target], root)
+    _run(
+        [
+            "gcc",
+            *COMPILE_FLAGS,
+            prefix_map,
+            *flags,
+            *_FLOATING_FLAGS.get(source, ()),
+            "-c",
+            f"guests/{source}",
+            "-o",
+            target,
+        ],
+        root,
+    )
     return target
 
 
@@ -119,10 +137,12 @@ def build_native_bench(directory: Path) -> Path:
     Raises:
         BuildError: a tool or the 32-bit C library is missing.
     """
-    kernels = _compile(NATIVE_KERNELS, images.image("bench").flags, directory)
+    kernels = [_compile(source, images.image("bench").flags, directory) for source in NATIVE_KERNELS]
     root = images.source_root()
     program = directory / "bench-native"
-    _run(["gcc", "-m32", "-O2", "-no-pie", "-Wall", "-Werror", f"guests/{NATIVE_SOURCE}", kernels, "-o", program], root)
+    _run(
+        ["gcc", "-m32", "-O2", "-no-pie", "-Wall", "-Werror", f"guests/{NATIVE_SOURCE}", *kernels, "-o", program], root
+    )
     return program
 
 

@@ -78,7 +78,7 @@ IMAGES = (
         "bench",
         "compute kernels chosen by the command line",
         "multiboot",
-        ("bench/start.S", "bench/guest.c", "bench/kernels.c"),
+        ("bench/start.S", "bench/guest.c", "bench/kernels.c", "bench/x87.c", "bench/sse2.c"),
         "bench/bench.ld",
         ("-O2",),
     ),

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from guests import images
+from machine.cpuid import PENTIUM4
 from machine.debug import StopKind
 from machine.loaders.image import LoadOptions
 from machine.pc import Machine, MachineOptions
 from vmm.interp import Interpreter
+from vmm.native.hostfpu import HostFpu
 
-KERNELS = ("sieve", "crc32", "fib", "matrix", "memory", "calls", "sort", "lz")
+KERNELS = ("sieve", "crc32", "fib", "matrix", "memory", "calls", "sort", "lz", "nbody", "mandelbrot")
 _WARM_UP_INSNS = 300_000
 _MEASURED_INSNS = 2_000_000
 _SLICE_INSNS = 100_000
@@ -73,7 +75,9 @@ def interp_speed() -> Iterator[Step]:
 
 def measure_rate(image: str, command_line: str) -> float:
     """Instructions a second of a run that does not end before some millions."""
-    options = MachineOptions(image=images.path(image), loading=LoadOptions(command_line=command_line))
+    options = MachineOptions(
+        image=images.path(image), model=PENTIUM4, make_fpu=HostFpu, loading=LoadOptions(command_line=command_line)
+    )
     machine = Machine(options, {"interp": lambda pc: Interpreter(pc.cpu, pc.debug)}, "interp")
     try:
         _run(machine, _WARM_UP_INSNS)

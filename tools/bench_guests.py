@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from time import perf_counter_ns
 
+from machine.cpuid import PENTIUM4
 from machine.debug import StopKind
 from machine.devices.board import BoardOptions
 from machine.loaders.image import LoadOptions
@@ -26,6 +27,7 @@ from tools.bench import BenchmarkError
 from vmm.bt import BinaryTranslator
 from vmm.hostalu import choose_alu
 from vmm.interp import Interpreter
+from vmm.native.hostfpu import HostFpu
 
 QEMU = "qemu-system-i386"
 ENGINES: dict[str, EngineFactory] = {
@@ -33,7 +35,7 @@ ENGINES: dict[str, EngineFactory] = {
     "interp": lambda machine: Interpreter(machine.cpu, machine.debug),
 }
 _RAM_BYTES = 64 << 20
-_STINT_INSNS = 20_000_000  # the most that the server gives a guest at once: some milliseconds
+_STINT_INSNS = 5_000_000  # what the server gives a fast guest in a few milliseconds
 _QEMU_WORDS = (
     *("-accel", "tcg", "-nodefaults", "-no-user-config", "-vga", "std", "-display", "none", "-no-reboot"),
     *("-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-m", "64"),
@@ -82,6 +84,8 @@ def run_engine(
     clock = LineClock()
     options = MachineOptions(
         image=image,
+        model=PENTIUM4,
+        make_fpu=HostFpu,
         loading=LoadOptions(ram_bytes=_RAM_BYTES, command_line=command_line),
         board=BoardOptions(serial=(clock.take, None)),
     )

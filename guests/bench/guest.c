@@ -9,6 +9,8 @@
 #define PAGE_FLAGS 0x3 /* present, writable */
 #define MAPPED_PAGES 2048
 #define CR0_PG 0x80000000
+#define CR4_OSFXSR 0x200
+#define CPUID_FPU_SSE2 0x07000001 /* FPU, FXSR, SSE, SSE2 */
 
 struct multiboot_info {
     uint32_t flags, mem_lower, mem_upper, boot_device, cmdline;
@@ -83,9 +85,32 @@ static void start_paging(void)
                  : "eax", "memory");
 }
 
+/* Let x87 and SSE2 instructions execute; false if this CPU has not both. */
+static bool start_fpu(void)
+{
+    uint32_t eax = 1, features;
+    asm volatile("cpuid" : "+a"(eax), "=d"(features) : : "ebx", "ecx");
+    if ((features & CPUID_FPU_SSE2) != CPUID_FPU_SSE2)
+        return false;
+    asm volatile("movl %%cr4, %%eax\n\t"
+                 "orl %0, %%eax\n\t"
+                 "movl %%eax, %%cr4\n\t"
+                 "fninit"
+                 :
+                 : "i"(CR4_OSFXSR)
+                 : "eax");
+    return true;
+}
+
 /* Announce, run, report: NAME, the repeats, the checksum. */
 static void run(const struct kernel *kernel, uint32_t repeats)
 {
+    if (kernel->floating && !start_fpu()) {
+        put_text("no FPU for ");
+        put_text(kernel->name);
+        put_text("\n");
+        return;
+    }
     put_text("start ");
     put_text(kernel->name);
     put_text("\n");

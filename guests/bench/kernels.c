@@ -1,4 +1,4 @@
-/* Compute kernels for benchmarks: integer only, no library, no input. One unit of each takes some 200,000 to 600,000
+/* Compute kernels for benchmarks: integers here (see x87.c and sse2.c), no library, no input. One unit of each takes some 200,000 to 600,000
    instructions. */
 #include "kernels.h"
 
@@ -261,8 +261,9 @@ static uint32_t lz(void)
 }
 
 const struct kernel kernels[] = {
-    {"sieve", sieve}, {"crc32", crc32}, {"fib", fib}, {"matrix", matrix},
-    {"memory", memory}, {"calls", calls}, {"sort", sort}, {"lz", lz},
+    {"sieve", sieve, false}, {"crc32", crc32, false}, {"fib", fib, false}, {"matrix", matrix, false},
+    {"memory", memory, false}, {"calls", calls, false}, {"sort", sort, false}, {"lz", lz, false},
+    {"nbody", nbody, true}, {"mandelbrot", mandelbrot, true},
 };
 const size_t kernel_count = sizeof kernels / sizeof kernels[0];
 

@@ -55,6 +55,8 @@ _BENCH_SUMS = {
     "calls": "99b75f68",
     "sort": "aaa42b4a",
     "lz": "0b48ad63",
+    "nbody": "2ec2f5fb",
+    "mandelbrot": "4beda7b2",
 }
 _BENCH_ONCE = "".join(f"start {name}\n{name} 1 {checksum}\n" for name, checksum in _BENCH_SUMS.items())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from guests import images
+from machine.cpuid import P6_NO_FPU, PENTIUM4, CpuModel
 from machine.debug import StopKind
 from machine.loaders.image import LoadOptions
 from machine.pc import EngineFactory, Machine, MachineOptions
@@ -13,6 +14,7 @@ from tests.vmm.bare import host_alu
 from vmm import lockstep
 from vmm.interp import Interpreter
 from vmm.lockstep import Input, Outcome, Side, random_icounts
+from vmm.native.hostfpu import HostFpu
 
 INTERP: EngineFactory = lambda machine: Interpreter(machine.cpu, machine.debug)  # noqa: E731
 BT: EngineFactory = lambda machine: verified(machine.cpu, machine.debug)  # noqa: E731
@@ -30,9 +32,12 @@ def compare(
     seed: int = 1,
     inputs: tuple[Input, ...] = (),
     ns_per_insn: int = 1,
+    model: CpuModel = P6_NO_FPU,
 ) -> Outcome:
     options = MachineOptions(
         image=images.path(image) if isinstance(image, str) else image,
+        model=model,
+        make_fpu=HostFpu,
         loading=LoadOptions(ram_bytes=8 << 20, command_line=append),
         ns_per_insn=ns_per_insn,
     )
@@ -114,6 +119,10 @@ class TestBench:
     @pytest.mark.parametrize("name", ["sieve", "crc32", "fib", "matrix", "memory", "calls", "sort", "lz"])
     def test_each(self, name: str) -> None:
         compare("bench", name, total=150_000, longest=50_000)
+
+    @pytest.mark.parametrize("name", ["nbody", "mandelbrot"])
+    def test_floating_point(self, name: str) -> None:
+        compare("bench", f"paging {name}", total=400_000, longest=20_000, model=PENTIUM4)
 
     def test_with_paging(self) -> None:
         compare("bench", "paging calls", total=150_000, longest=50_000)
