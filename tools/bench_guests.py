@@ -35,7 +35,7 @@ ENGINES: dict[str, EngineFactory] = {
     "interp": lambda machine: Interpreter(machine.cpu, machine.debug),
 }
 _RAM_BYTES = 64 << 20
-_STINT_INSNS = 5_000_000  # what the server gives a fast guest in a few milliseconds
+_STINT_INSNS = 20_000_000  # the most that the server gives a guest at once: some milliseconds
 _QEMU_WORDS = (
     *("-accel", "tcg", "-nodefaults", "-no-user-config", "-vga", "std", "-display", "none", "-no-reboot"),
     *("-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-m", "64"),
