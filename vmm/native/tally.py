@@ -161,5 +161,5 @@ def _row_at(cpu: Cpu, eip: int) -> str:
             break
         data += bytes(cpu.memory.ram8[at : (at | 0xFFF) + 1])
     instruction = Decoder(32 if code.attributes & SEG_DB else 16, data, OPTIONS, eip).decode()
-    row = None if instruction.is_invalid else lookup(instruction.code)
+    row = None if instruction.is_invalid else lookup(instruction.code, cpu.model.instructions)
     return _UNKNOWN if row is None else row.mnemonic
