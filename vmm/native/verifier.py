@@ -160,7 +160,7 @@ class _Reading:
                 form = self._choose(step, state)
                 _check_stack(step, fallen)
                 _check_repetition(step, state)
-                self._take_address(step, form)
+                self._take_address(at, step, form)
                 if form.flow and not form.stub:
                     self._check_flow(at, step, state)
             except _BrokenRuleError as broken:
@@ -170,13 +170,13 @@ class _Reading:
             at, step = list(self.steps.items())[-1]
             raise on_error(at, step.code, "execution runs on behind the last instruction")
 
-    def _take_address(self, step: Step, form: Form) -> None:
-        """Where a routine is to go on is a boundary, where nothing is known."""
+    def _take_address(self, at: int, step: Step, form: Form) -> None:
+        """Where a routine is to go on is a boundary further on, where nothing is known."""
         if form.gives.get("r8") != CODE:
             return
         target = step.operands[1].number - self.origin
-        if target not in self.steps:
-            raise _BrokenRuleError(f"TC offset {self.origin + target:#x} is no boundary of this fragment")
+        if target not in self.steps or target <= at:
+            raise _BrokenRuleError(f"TC offset {self.origin + target:#x} is no boundary further on in this fragment")
         known = self.incoming.get(target)
         self.incoming[target] = _OUTSIDE if known is None else _meet(known, _OUTSIDE)
 

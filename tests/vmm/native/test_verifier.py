@@ -290,6 +290,23 @@ class TestEscapes:
         with pytest.raises(VerifierError, match="movsb"):
             verifier.check_unit(replace(unit, hosts=(unit.hosts[0], at), eips=(EIP, EIP)))
 
+    @pytest.mark.parametrize("shift", [1, -3, -40, 0x1000, -0x100_0000])
+    def test_a_routine_goes_on_at_a_boundary_further_on(
+        self, tc: TranslationCache, verifier: Verifier, shift: int
+    ) -> None:
+        unit = unit_of(tc, "popfd")
+        at = unit.code.index(b"\x4d\x8d\x85") + 3  # lea r8, [r13+...]
+        constant = int.from_bytes(unit.code[at : at + 4], "little") + shift
+        code = unit.code[:at] + (constant & 0xFFFF_FFFF).to_bytes(4, "little") + unit.code[at + 4 :]
+        with pytest.raises(VerifierError, match="no boundary further on"):
+            verifier.check_unit(replace(unit, code=code))
+
+    def test_a_routine_that_goes_on_is_told_where(self, tc: TranslationCache, verifier: Verifier) -> None:
+        unit = unit_of(tc, "popfd")
+        at = unit.code.index(b"\x4d\x8d\x85")
+        with pytest.raises(VerifierError, match="does not know where to go on"):
+            verifier.check_unit(replace(unit, code=unit.code[:at] + b"\x90" * 7 + unit.code[at + 7 :]))
+
     def test_execution_may_not_run_on(self, tc: TranslationCache, verifier: Verifier) -> None:
         unit = unit_of(tc, "hlt")
         with pytest.raises(VerifierError, match="runs on"):
