@@ -19,7 +19,7 @@ from machine.faults import GuestFault, SoftwareInterrupt, Vector
 from machine.flags import RF, TF
 from machine.instructions import Effect
 from machine.memory import PAGE_SHIFT
-from machine.state import MASK32, SHADOW_NONE, SHADOW_STI, Gpr
+from machine.state import EAX, MASK32, SHADOW_NONE, SHADOW_STI, Gpr
 from vmm.interp import DR7_ENABLED, Interpreter
 from vmm.native import stateblock
 from vmm.native.adaptation import Culprits
@@ -78,6 +78,7 @@ class BinaryTranslator(Interpreter):
         self._culprits = Culprits()
         self._diverted: dict[tuple[Mode, int, int], list[int]] = {}  # heads of dropped fragments, by what they were for
         self._flushes = 0
+        self._port_accesses = 0
         self._counters: dict[str, int] = {}
         self._tally = Tally()
 
@@ -114,6 +115,7 @@ class BinaryTranslator(Interpreter):
             **self._tally.report(),
             "fragments": len(self._fragments.by_address),
             "TC bytes used": TC_BYTES - self._tc.free_bytes if self._tc is not None else 0,
+            "port accesses": self._port_accesses,
             **self._counters,
             **self._windows.counters,
             **self._culprits.counters,
@@ -164,7 +166,8 @@ class BinaryTranslator(Interpreter):
         while mode is not None:
             began_icount = clock.icount
             try:
-                self._run_emitted_code(limit_icount, mode)
+                if not self._run_emitted_code(limit_icount, mode):
+                    return None
             except GuestFault as fault:
                 return self._deliver_fault(fault, cpu.state.eip)
             if cpu.state.shadow:
@@ -225,8 +228,11 @@ class BinaryTranslator(Interpreter):
         cpu = self._cpu
         return int(bool(cpu.lines.attention or cpu.state.nmi_blocked or self._debug.catch_software))
 
-    def _run_emitted_code(self, limit_icount: int, mode: Mode) -> None:
+    def _run_emitted_code(self, limit_icount: int, mode: Mode) -> bool:
         """Run from EIP on in the TC, until an instruction is to be interpreted; it is at EIP then.
+
+        Returns:
+            False if something is to be looked at before that instruction.
 
         Raises:
             GuestFault: the instruction at EIP cannot be fetched.
@@ -239,7 +245,7 @@ class BinaryTranslator(Interpreter):
         space = self._spaces.select(mode)
         target = space.table.get(state.eip) or self._find(space, state.eip)
         if target is None:
-            return
+            return True
         self._registers.hand_over(self._pending())
         quads[stateblock.BUDGET] = limit_icount - clock.icount
         quads[stateblock.TSC_AT_NO_BUDGET] = _signed(cpu.tsc + (limit_icount - clock.icount) * clock.ns_per_insn)
@@ -262,9 +268,37 @@ class BinaryTranslator(Interpreter):
                 self._sync(limit_icount, words[stateblock.EIP])
                 for fragment in self._culprits.executed(words[stateblock.EIP]):
                     self._drop_fragment(fragment)
-                return
+                return True
+            elif reason == Exit.PORT:
+                target = self._access_port(space, limit_icount)
+                if target is None:
+                    return False
             else:
                 target = self._follow(space, limit_icount, is_link=reason == Exit.LINK)
+        return True
+
+    def _access_port(self, space: Space, limit_icount: int) -> int | None:
+        """IN or OUT: the offset at which to go on, or None if a device wants attention first."""
+        tc, cpu = self._tc, self._cpu
+        assert tc is not None
+        words, clock, lines = tc.state.words, cpu.clock, cpu.lines
+        access, port = words[stateblock.PORT_ACCESS], words[stateblock.PORT]
+        size_bytes = access & ~stateblock.PORT_STORE
+        mask = (1 << 8 * size_bytes) - 1
+        icount = limit_icount - tc.state.quads[stateblock.BUDGET]
+        clock.icount = icount - 1
+        eax = words[EAX]
+        if access & stateblock.PORT_STORE:
+            cpu.ports.store(port, size_bytes, eax & mask)
+        else:
+            words[EAX] = eax & ~mask | cpu.ports.load(port, size_bytes) & mask
+        self._port_accesses += 1
+        is_plain = not lines.attention and clock.deadline_icount >= limit_icount
+        if is_plain and self._spaces.current is space and not self._is_late():
+            target: int = words[stateblock.PORT_RESUME]
+            return target
+        self._sync(limit_icount, words[stateblock.ROUTINE_NEXT])
+        return None
 
     def _follow(self, space: Space, limit_icount: int, *, is_link: bool) -> int | None:
         """Emitted code knows no fragment for where it came: the offset of one, or None to interpret there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vmm.bare import Bare
+from tests.vmm.bare import PAGE_DIRECTORY, PAGE_TABLE, Bare, handler_of, map_low_memory, set_page
 from tests.vmm.rings import install
 from tests.vmm.twins import Twins
 
@@ -41,7 +41,100 @@ def prepared(seed: int) -> Twins:
     return Twins("nop", prepare)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(16))
 def test_random_slots(seed: int) -> None:
     with prepared(seed) as twins:
-        twins.run(1500, (211, 1, 40, 7))
+        twins.run(1200, (211, 1, 300, 40, 7))
+
+
+class TestAddressSpaces:
+    """Two page directories that differ in one page of data, or in one page of code."""
+
+    SECOND = 0x10_2000
+
+    def prepare(self, bare: Bare) -> None:
+        map_low_memory(bare)
+        memory = bare.memory
+        memory.write(self.SECOND + 0x1000, memory.read(PAGE_TABLE, 4096))
+        memory.store(self.SECOND, 4, self.SECOND + 0x1000 | 7)
+        memory.store(self.SECOND + 0x1000 + 4 * 0x300, 4, 0x31_0007)
+        memory.store(self.SECOND + 0x1000 + 4 * 0x301, 4, 0x31_1007)
+        memory.write(0x30_1000, b"\x83\xc6\x03\xc3")  # add esi, 3; ret
+        memory.write(0x31_1000, b"\x83\xc6\x05\xc3")  # add esi, 5; ret
+
+    def test_switching_between_them(self) -> None:
+        source = f"""
+            mov ebx, {PAGE_DIRECTORY}
+            mov ecx, {self.SECOND}
+        1:  mov cr3, ebx
+            inc dword ptr [0x300000]
+            add edx, [0x300000]
+            call 0x301000
+            mov cr3, ecx
+            add dword ptr [0x300000], 7
+            add edi, [0x300000]
+            call 0x301000
+            mov eax, cr3
+            add edi, eax
+            jmp 1b
+        """
+        with Twins(source, self.prepare) as twins:
+            twins.run(3000, (400, 33))
+            assert int(twins.count("callouts")) < 50
+            assert twins.reference.memory.load(0x30_0000, 4) * 7 >= twins.reference.memory.load(0x31_0000, 4) > 100
+
+    def test_more_of_them_than_are_remembered(self) -> None:
+        def prepare(bare: Bare) -> None:
+            self.prepare(bare)
+            for number in range(1, 24):
+                directory = 0x20_0000 + 0x1000 * number
+                bare.memory.write(directory, bare.memory.read(PAGE_DIRECTORY, 4096))
+
+        source = """
+        1:  inc ecx
+            and ecx, 15
+            mov eax, ecx
+            shl eax, 12
+            add eax, 0x201000
+            mov cr3, eax
+            add [0x300000], eax
+            jmp 1b
+        """
+        with Twins(source, prepare) as twins:
+            twins.run(3000, (400, 33))
+
+    def test_a_directory_that_is_used_again_for_other_pages(self) -> None:
+        """CR3 is the same and remembered; the entry that was changed meanwhile acts."""
+        source = f"""
+            mov ebx, {PAGE_DIRECTORY}
+            mov ecx, {self.SECOND}
+        1:  mov cr3, ecx
+            add edi, [0x300000]
+            mov cr3, ebx
+            xor dword ptr [{self.SECOND + 0x1000 + 4 * 0x300}], 0x10000
+            inc dword ptr [0x300000]
+            jmp 1b
+        """
+        with Twins(source, self.prepare) as twins:
+            twins.run(2000, (400, 33))
+
+    def test_write_protection_comes_and_goes(self) -> None:
+        def prepare(bare: Bare) -> None:
+            self.prepare(bare)
+            set_page(bare, 0x30_0000, 0x30_0005)
+            bare.memory.write(handler_of(14), b"\x83\xc4\x04\x83\x04\x24\x07\x46\xcf")  # past seven bytes
+
+        source = f"""
+            mov ebx, {PAGE_DIRECTORY}
+        1:  mov cr3, ebx
+            add dword ptr [0x300000], 7
+            mov eax, cr0
+            xor eax, 0x10000
+            mov cr0, eax
+            mov cr3, ebx
+            add dword ptr [0x300000], 9
+            jmp 1b
+        """
+        with Twins(source, prepare) as twins:
+            twins.run(1000, (400, 33))
+            assert twins.reference.state.gpr[6] > 20

@@ -61,6 +61,7 @@ class Exit(IntEnum):
     LINK = 2  # the same, and R9D: the offset of the rel32 that can be pointed at the fragment
     CALLOUT = 3  # R8D: the address of an instruction to be interpreted
     FAULT = 4  # a signal: see the fault fields
+    PORT = 5  # a port access: see the port fields
 
 
 class TranslationCache:
@@ -156,11 +157,11 @@ class TranslationCache:
         emit = assembler.emit
         exit_offsets: dict[Exit, int] = {}
         common: list[int] = []
-        for reason in (Exit.MISS, Exit.LINK, Exit.CALLOUT, Exit.FAULT):
+        for reason in Exit:
             exit_offsets[reason] = len(assembler.code)
-            if reason is not Exit.FAULT:
+            if reason in (Exit.MISS, Exit.LINK, Exit.CALLOUT):
                 emit("mov", field("eip"), R8D)
-            else:
+            elif reason is Exit.FAULT:
                 emit("mov", field("scratch8"), R8)
                 emit("mov", field("scratch9"), R9)
             if reason is Exit.LINK:

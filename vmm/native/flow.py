@@ -9,7 +9,7 @@ from __future__ import annotations
 from iced_x86 import Code, Instruction, OpKind, RegisterExt
 
 from machine.instructions.operands import CONDITION_NAMES
-from vmm.native import guest
+from vmm.native import guest, segmented
 from vmm.native.operands import ECX, R8D, R9, RCX, RSP, address, qword
 from vmm.native.unit import Draft
 
@@ -107,9 +107,9 @@ def _emit_target(draft: Draft, instruction: Instruction) -> bool:
             return False
         draft.asm.emit("mov", R8D, guest.register(instruction.op0_register))
         return True
-    if instruction.op0_kind != OpKind.MEMORY or not guest.is_flat(instruction):
+    if instruction.op0_kind != OpKind.MEMORY:
         return False
-    operand = guest.memory(instruction)
+    operand = segmented.operand(draft, instruction)
     if operand is None or operand.bits != 32:
         return False
     draft.asm.emit("mov", R8D, operand)

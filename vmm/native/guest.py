@@ -36,10 +36,9 @@ def memory(instruction: Instruction) -> Memory | None:
 
     The effective address is computed in 32 bits, as the guest's is, and the segment is taken for flat.
     """
-    base, index = instruction.memory_base, instruction.memory_index
-    named = base or index
-    if (RegisterExt.size(named) if named else instruction.memory_displ_size) != 4:
+    if not has_wide_address(instruction):
         return None
+    base, index = instruction.memory_base, instruction.memory_index
     is_lea = instruction.mnemonic == Mnemonic.LEA
     displacement = instruction.memory_displacement & 0xFFFF_FFFF
     return Memory(
@@ -50,6 +49,12 @@ def memory(instruction: Instruction) -> Memory | None:
         displacement - (1 << 32) if displacement >> 31 else displacement,
         gs=not is_lea,
     )
+
+
+def has_wide_address(instruction: Instruction) -> bool:
+    """Whether the address of the memory operand has 32 bits, not 16."""
+    named = instruction.memory_base or instruction.memory_index
+    return (RegisterExt.size(named) if named else instruction.memory_displ_size) == 4
 
 
 def has_memory(instruction: Instruction) -> bool:

@@ -39,7 +39,7 @@ _WRITES_ALL = frozenset({"xchg", "xadd"})
 # What always writes all 32 bits of a 32-bit destination, and so clears the upper half.
 _WRITES_FULLY = frozenset(
     ("mov", "movzx", "movsx", "lea", "add", "or", "adc", "sbb", "and", "sub", "xor", "inc", "dec", "neg", "not", "imul",
-     "sarx", "shrx", "shlx")
+     "sarx", "shrx", "shlx", "rorx")
 )  # fmt: skip
 _ELEMENT_BYTES = {"b": 1, "w": 2, "d": 4}
 _STRING = re.compile(r"(rep |repe |repne )?(movs|cmps|stos|lods|scas)([bwd])$")

@@ -5,13 +5,16 @@ It must not know control flow, the stack's own instructions, or anything privile
 
 from __future__ import annotations
 
-from iced_x86 import Code, Decoder, Instruction, OpKind, RegisterExt
+from dataclasses import replace
+
+from iced_x86 import Code, Decoder, Instruction, Mnemonic, OpKind, RegisterExt
 
 from machine.instructions.operands import CONDITION_NAMES
 from vmm.blocks import PREFIXES
-from vmm.native import guest
+from vmm.native import guest, segmented
 from vmm.native.assembler import modrm
-from vmm.native.cache import GUEST_ESP
+from vmm.native.operands import R8D, R9D, Memory
+from vmm.native.operands import Register as HostRegister
 from vmm.native.shapes import Shape, shape_of
 from vmm.native.unit import Draft
 
@@ -25,6 +28,10 @@ IDENT = frozenset(
         *(f"set{name}" for name in CONDITION_NAMES), *(f"cmov{name}" for name in CONDITION_NAMES),
     }
 )  # fmt: skip
+# MOV between AL, AX or EAX and an offset: the same with a ModRM byte.
+_MOFFS = {b"\xa0": b"\x8a", b"\xa1": b"\x8b", b"\xa2": b"\x88", b"\xa3": b"\x89"}
+# Operations between a byte in memory and one in a register, without TEST and XCHG: ModRM.reg is the register.
+_BYTE_OPERATIONS = frozenset({*range(0x00, 0x40, 8), *range(0x02, 0x40, 8), 0x88, 0x8A})
 _ALIAS_OF_80 = b"\x82"
 _SHORT_INC = frozenset({Code.INC_R16, Code.INC_R32})
 _SHORT_DEC = frozenset({Code.DEC_R16, Code.DEC_R32})
@@ -43,18 +50,25 @@ def emit_ident(draft: Draft, instruction: Instruction, raw: bytes, decoder: Deco
     if has_memory and shape.bit_string and instruction.op1_kind == OpKind.REGISTER:
         return False  # the bit index reaches beyond the operand, modulo 4 GiB
     rex, high = _extension(instruction, shape)
+    is_lea = instruction.mnemonic == Mnemonic.LEA
+    if is_lea and not guest.has_wide_address(instruction):
+        return _emit_narrow_lea(draft, instruction)
     body = raw[prefix_count(raw) :]
     opcode, rest = body[: shape.opcode_bytes], body[shape.opcode_bytes :]
     if opcode == _ALIAS_OF_80:
         opcode = b"\x80"  # the host refuses the alias
     out = bytearray()
     if has_memory:
-        operand = guest.memory(instruction)
+        operand = guest.memory(instruction) if is_lea else segmented.operand(draft, instruction)
         if operand is None:
             return False
+        if high and operand.base is R8D:
+            return _emit_high(draft, instruction, opcode, operand)
+        if operand.base is R8D and opcode in _MOFFS:
+            opcode, rest, shape = _MOFFS[opcode], b"\0", replace(shape, modrm=True)
         out += b"\x65\x67" if operand.gs else b"\x67"
         if shape.modrm:
-            rex |= 1 if operand.base is GUEST_ESP else 0
+            rex |= 1 if operand.base is not None and operand.base.number >= 8 else 0
             constants = decoder.get_constant_offsets(instruction)
             immediate_bytes = constants.immediate_size + constants.immediate_size2
             rest = modrm(rest[0] >> 3 & 7, operand) + rest[len(rest) - immediate_bytes :]
@@ -73,6 +87,37 @@ def _emit_short(draft: Draft, instruction: Instruction, digit: int) -> bool:
     prefix = b"\x66" if RegisterExt.size(instruction.op0_register) == 2 else b""
     rex = b"\x41" if host.number >= 8 else b""
     draft.asm.raw(prefix + rex + bytes([0xFF, 0xC0 | digit << 3 | host.number & 7]))
+    return True
+
+
+def _emit_narrow_lea(draft: Draft, instruction: Instruction) -> bool:
+    """LEA with a 16-bit address."""
+    segmented.emit_offset(draft, instruction)
+    destination = guest.register(instruction.op0_register)
+    bits = 8 * RegisterExt.size(instruction.op0_register)
+    draft.asm.emit("mov", HostRegister(destination.number, bits), HostRegister(R8D.number, bits))
+    return True
+
+
+def _emit_high(draft: Draft, instruction: Instruction, opcode: bytes, operand: Memory) -> bool:
+    """AH to BH cannot stand beside R8: the byte goes by way of R9, or of AL to BL.
+
+    op [R8], AH: R9D = EAX >> 8; op [R8], R9B
+    op AH, [R8]: R9B = [R8]; exchange AL, AH; op AL, R9B; exchange AL, AH
+    """
+    if len(opcode) != 1 or opcode[0] not in _BYTE_OPERATIONS:
+        return False
+    emit = draft.asm.emit
+    is_source = instruction.op0_kind == OpKind.MEMORY
+    named = instruction.op1_register if is_source else instruction.op0_register
+    number = RegisterExt.number(named) - 4
+    if is_source:
+        emit("rorx", R9D, HostRegister(number, 32), 8)
+        draft.asm.raw(b"\x65\x67\x45" + opcode + modrm(1, operand))
+        return True
+    emit("movzx", R9D, operand)
+    exchange = b"\x86" + bytes([0xC0 | number + 4 << 3 | number])
+    draft.asm.raw(exchange + b"\x44" + bytes([opcode[0] & ~2, 0xC8 | number]) + exchange)
     return True
 
 

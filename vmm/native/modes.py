@@ -5,11 +5,13 @@ It must not know how anything is translated; a CPU state that no emitted code st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from machine.cpu import Cpu
 from machine.flags import VM
 from machine.state import CR0_PE, CS, DS, ES, MASK32, SEG_CODE, SEG_DB, SEG_READ_WRITE, SS, Segment
+
+FLAT_SEGMENTS = 1 << ES | 1 << CS | 1 << SS | 1 << DS
 
 _MAX_SIGNATURES = 512
 _Hidden = tuple[int, int, int]
@@ -22,9 +24,16 @@ class Mode:
 
     Attributes:
         user: CPL is 3; else it is 0.
+        flat: a bit for each segment register with base 0, limit 4 GiB and all rights that its accesses may need, as
+            long as code runs in this mode. What others are is looked up as code runs.
     """
 
     user: bool
+    flat: int = FLAT_SEGMENTS
+
+    def is_flat(self, segment: int) -> bool:
+        """Whether offsets in a segment, by its number, are linear addresses without any check."""
+        return bool(self.flat >> segment & 1)
 
 
 class Modes:
@@ -59,7 +68,7 @@ class Modes:
 
     def with_privilege(self, mode: Mode, *, user: bool) -> Mode:
         """The mode that differs in the privilege alone."""
-        return self._intern(Mode(user=user)) if mode.user != user else mode
+        return self._intern(replace(mode, user=user)) if mode.user != user else mode
 
     def _intern(self, mode: Mode) -> Mode:
         return self._interned.setdefault(mode, mode)

@@ -7,13 +7,14 @@ It must not know why the TC is entered or left.
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 from machine.cpu import Cpu
 from machine.descriptors import IS_32
 from machine.flags import AC, DF, ID, IF, IOPL, NT, STATUS_MASK, VIF, VIP
 from machine.state import MASK32, CpuState, Segment
 from vmm.native import stateblock
-from vmm.native.stateblock import OFFSETS, SEGMENT_BYTES, StateBlock
+from vmm.native.stateblock import OFFSETS, SIZES, StateBlock
 
 RFLAGS_MASK = STATUS_MASK | DF  # flags of the guest that live in the host's RFLAGS
 _HOST_FLAGS = 2 | IF  # the rest of RFLAGS while emitted code runs
@@ -22,9 +23,10 @@ _ESP0 = 4  # offset in a 32-bit TSS
 _TSS_REACH = 9  # limit of a TSS that holds ESP0 and SS0
 
 _GENERAL = struct.Struct("<8I")
-_EVERYTHING = struct.Struct("<36I")
+_EVERYTHING = struct.Struct("<20I6I12q16I")
 # What emitted code may change besides the general registers: segments, IF, the system flags, CPL, CR0 to CR4.
 _CHANGEABLE = slice(OFFSETS["segments"], OFFSETS["gdt_base"])
+_ALL_SEGMENTS = slice(0, OFFSETS["segment_bounds"] + SIZES["segment_bounds"] - OFFSETS["segments"])
 
 
 class GuestRegisters:
@@ -51,12 +53,19 @@ class GuestRegisters:
 
     def _hand_over_everything(self, state: CpuState, pending: int) -> None:
         block, tr = self._block, state.tr
+        hidden = [_hidden_parts(segment.hidden) for segment in state.segments]
         has_stack = tr.attributes & IS_32 and tr.limit >= _TSS_REACH
         _EVERYTHING.pack_into(
             block.data,
             0,
             *state.gpr,
-            *(word for segment in state.segments for word in (segment.selector, _descriptor_high(segment))),
+            *(
+                word
+                for segment, parts in zip(state.segments, hidden, strict=True)
+                for word in (segment.selector, parts[0])
+            ),
+            *(parts[1] for parts in hidden),
+            *(bound for parts in hidden for bound in parts[2:]),
             state.eflags & IF,
             state.eflags & SYSTEM_FLAGS,
             state.cpl,
@@ -90,21 +99,33 @@ class GuestRegisters:
         rest = state.eflags & ~(RFLAGS_MASK | IF | SYSTEM_FLAGS)
         state.eflags = rest | flags | words[stateblock.INTERRUPT_FLAG] | words[stateblock.SYSTEM_FLAGS]
         self._cpu.mmu.update_alignment()
-        for number, segment in enumerate(state.segments):
-            at = SEGMENT_BYTES * number
-            if changed[at : at + SEGMENT_BYTES] != self._handed_over[at : at + SEGMENT_BYTES]:
-                _load(segment, words[stateblock.SEGMENTS + 2 * number], words[stateblock.SEGMENTS + 2 * number + 1])
+        if changed[_ALL_SEGMENTS] != self._handed_over[_ALL_SEGMENTS]:
+            for number, segment in enumerate(state.segments):
+                selector, high = words[stateblock.SEGMENTS + 2 * number], words[stateblock.SEGMENTS + 2 * number + 1]
+                base = words[stateblock.SEGMENT_BASES + number]
+                _load(segment, selector, high, base, block.quads[stateblock.SEGMENT_BOUNDS + 2 * number])
         self._handed_over = changed
 
 
-def _descriptor_high(segment: Segment) -> int:
-    """Bits 63:32 of a descriptor with the attributes of `segment`; base and limit are left out."""
-    return (segment.attributes & 0xFF) << 8 | (segment.attributes & 0xF00) << 12
+@lru_cache(maxsize=512)
+def _hidden_parts(hidden: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """What the state block says of a segment besides its selector: see `segments`, `segment_bases`, `segment_bounds`.
+
+    Bits 63:32 are of a descriptor with its attributes; base and limit are left out of them.
+    """
+    segment = Segment()
+    segment.load(0, *hidden)
+    base, limit, attributes = hidden
+    high = (attributes & 0xFF) << 8 | (attributes & 0xF00) << 12
+    return high, base, 0 if segment.read_low else -1 - limit, 0 if segment.write_low else -1 - limit
 
 
-def _load(segment: Segment, selector: int, high: int) -> None:
-    """Load what emitted code loaded: a null selector, or a flat segment."""
-    if high:
-        segment.load(selector, 0, MASK32, high >> 8 & 0xFF | high >> 12 & 0xF00)
-    else:
+def _load(segment: Segment, selector: int, high: int, base: int, bound: int) -> None:
+    """Load what emitted code loaded, if it did; it never loads what cannot be read from offset 0 on, but null."""
+    attributes = high >> 8 & 0xFF | high >> 12 & 0xF00
+    if bound:
+        limit = -1 - bound
+        if segment.selector != selector or segment.hidden != (base, limit, attributes):
+            segment.load(selector, base, limit, attributes)
+    elif segment.selector != selector or (not high and attributes != segment.attributes):
         segment.load(selector, 0, 0, 0)

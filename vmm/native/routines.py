@@ -15,6 +15,7 @@ Descriptors" and "Interrupt and Exception Handling".
 from __future__ import annotations
 
 from machine.flags import AC, DF, ID, IF, IOPL, NT, RF, STATUS_MASK, TF, VIF, VIP, VM
+from machine.memory import PAGE_SHIFT
 from machine.state import CS, DS, ES, FS, GS, SS
 from vmm.native.assembler import Assembler
 from vmm.native.operands import (
@@ -29,13 +30,15 @@ from vmm.native.operands import (
     R12D,
     R13,
     R14,
+    R15,
     RAX,
+    RCX,
     Label,
     Memory,
     Register,
     address,
 )  # fmt: skip
-from vmm.native.stateblock import field, qword_of, word
+from vmm.native.stateblock import ADDRESS_SPACES, OFFSETS, field, qword_of, segment_base, segment_bound, word
 
 # Descriptors of flat segments that were accessed, G, D and P set, base 0, limit FFFFFh: bits 31:0, and bits 63:32
 # without DPL and AVL.
@@ -45,6 +48,11 @@ _FLAT_CODE = 0x00CF_9B00
 _DPL = 0x6000
 _DPL_BIT = 13
 _AVL = 0x0010_0000
+# The same of data that grows up, without base, limit, W, D and G.
+_ANY_DATA_FIXED = 0x9D00
+_ANY_DATA = 0x9100
+_WRITABLE_BIT = 0x200
+_GRANULAR_BIT = 0x0080_0000
 _RPL = 3
 _TI = 4
 _GATE_FIXED = 0x9F00 & ~0x0100  # P, S and type without the bit that tells trap from interrupt gates
@@ -200,29 +208,38 @@ def emit_routines(assembler: Assembler, callout: int) -> dict[str, int]:
 
     for number, name in _DATA_REGISTERS:
         _emit_load(begin(f"load {name}"), number)
+        if number not in _NULLABLE:
+            _emit_load(begin(f"load flat {name}"), number, flat=True)
     _emit_popf(begin("popf"))
     _emit_interrupt(begin("int"))
     _emit_iret(begin("iret"))
     _emit_sysenter(begin("sysenter"))
     _emit_sysexit(begin("sysexit"))
+    _emit_load_cr3(begin("load cr3"))
     return entries
 
 
-def _emit_load(writer: _Writer, number: int) -> None:
-    """Load ES, DS, FS or GS with the selector in R9D."""
+def _emit_load(writer: _Writer, number: int, *, flat: bool = False) -> None:
+    """Load ES, DS, FS or GS with the selector in R9D; `flat`: only with a segment that is."""
     emit = writer.emit
     emit("mov", field("routine_return"), R8)
     done, not_null = Label(), Label()
-    if number in _NULLABLE:
+    if not flat:
         emit("test", R9D, 0xFFFC)
         emit("jne", not_null)
         emit("mov", word("segments", 2 * number), R9D)
-        emit("mov", word("segments", 2 * number + 1), 0)
+        _emit_unusable(writer, number)
         emit("jmp", done)
         writer.asm.bind(not_null)
     writer.use_kernel_window()
     writer.read_descriptor(R9D)
-    writer.need_flat(_FLAT_DATA)
+    if flat:
+        writer.need_flat(_FLAT_DATA)
+    else:
+        emit("mov", EAX, EDX)
+        emit("and", EAX, _ANY_DATA_FIXED)
+        writer.need(EAX, _ANY_DATA)
+        emit("mov", R8D, ECX)
     # DPL >= CPL and DPL >= RPL
     writer.dpl(ECX)
     emit("cmp", ECX, field("cpl"))
@@ -231,6 +248,8 @@ def _emit_load(writer: _Writer, number: int) -> None:
     emit("and", EAX, _RPL)
     emit("cmp", ECX, EAX)
     writer.unless("ae")
+    if not flat:
+        _emit_base_and_bounds(writer, number)
     emit("mov", word("segments", 2 * number), R9D)
     emit("mov", word("segments", 2 * number + 1), EDX)
     emit("mov", RAX, field("window"))
@@ -238,6 +257,47 @@ def _emit_load(writer: _Writer, number: int) -> None:
     writer.asm.bind(done)
     writer.succeed()
     writer.fail()
+
+
+def _emit_unusable(writer: _Writer, number: int) -> None:
+    """What a null selector leaves in a data segment register, but for the selector."""
+    writer.emit("mov", word("segments", 2 * number + 1), 0)
+    writer.emit("mov", segment_base(number), 0)
+    for write in (False, True):
+        writer.emit("mov", segment_bound(number, write=write), 0)
+
+
+def _emit_base_and_bounds(writer: _Writer, number: int) -> None:
+    """Base and bounds of a segment whose descriptor is in R8D and EDX, data that grows up; clobbers EAX and ECX."""
+    emit = writer.emit
+    emit("mov", EAX, EDX)
+    emit("shl", EAX, 16)
+    emit("mov", ECX, R8D)
+    emit("shr", ECX, 16)
+    emit("or", EAX, ECX)
+    emit("and", EAX, 0x00FF_FFFF)
+    emit("mov", ECX, EDX)
+    emit("and", ECX, 0xFF00_0000)
+    emit("or", EAX, ECX)
+    emit("mov", segment_base(number), EAX)
+    emit("mov", EAX, EDX)
+    emit("and", EAX, 0x000F_0000)
+    emit("mov", ECX, R8D)
+    emit("and", ECX, 0xFFFF)
+    emit("or", ECX, EAX)
+    bytewise, writable = Label(), Label()
+    emit("test", EDX, _GRANULAR_BIT)
+    emit("je", bytewise)
+    emit("shl", ECX, 12)
+    emit("or", ECX, 0xFFF)
+    writer.asm.bind(bytewise)
+    emit("not", RCX)
+    emit("mov", segment_bound(number, write=False), RCX)
+    emit("test", EDX, _WRITABLE_BIT)
+    emit("jne", writable)
+    emit("mov", ECX, 0)
+    writer.asm.bind(writable)
+    emit("mov", segment_bound(number, write=True), RCX)
 
 
 def _emit_popf(writer: _Writer) -> None:
@@ -451,7 +511,7 @@ def _emit_iret(writer: _Writer) -> None:
         emit("cmp", EAX, _DPL)
         emit("je", kept)
         emit("mov", word("segments", 2 * number), 0)
-        emit("mov", word("segments", 2 * number + 1), 0)
+        _emit_unusable(writer, number)
         writer.asm.bind(kept)
     # CPL was 0: IF and IOPL are loaded as well.
     emit("mov", field("cpl"), 3)
@@ -532,3 +592,32 @@ def _emit_fixed_segments(writer: _Writer, *, code: int, stack: int, level: int) 
         emit("and", R9D, 0xFFFF)
         emit("mov", word("segments", 2 * number), R9D)
         emit("mov", word("segments", 2 * number + 1), access | level << _DPL_BIT)
+
+
+def _emit_load_cr3(writer: _Writer) -> None:
+    """MOV CR3 in ring 0 with the value in R9D, if its page tables were used lately; goes on in their space."""
+    emit = writer.emit
+    emit("mov", EAX, R9D)
+    emit("shr", EAX, PAGE_SHIFT)
+    emit("and", EAX, ADDRESS_SPACES - 1)
+    # Eight bytes five times: CR3, and two spaces of two addresses.
+    emit("lea", EAX, Memory(0, EAX, EAX, 4))
+    emit("shl", EAX, 3)
+    emit("cmp", _slot(0), R9)
+    writer.unless("e")
+    emit("cmp", _slot(16), 0)
+    writer.unless("ne")
+    for number, name in ((24, "user_space"), (8, "kernel_space")):
+        for half in (0, 1):
+            emit("mov", R8, _slot(number + 8 * half))
+            emit("mov", qword_of(name, half), R8)
+    emit("mov", field("cr3"), R9D)
+    emit("mov", R8D, field("routine_next"))
+    writer.enter_space("kernel_space")
+    writer.go_on()
+    writer.fail()
+
+
+def _slot(offset: int) -> Memory:
+    """A field of the address space at offset RAX."""
+    return Memory(64, R15, RAX, 1, OFFSETS["address_spaces"] + offset)

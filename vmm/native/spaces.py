@@ -9,11 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from machine.cpu import Cpu
+from machine.memory import PAGE_SHIFT
+from machine.state import CR0_PG, CR0_WP, CR4_PAE, CR4_PGE, CR4_PSE
 from vmm.native import stateblock
 from vmm.native.dispatch import DispatchTable
 from vmm.native.modes import Mode, Modes
 from vmm.native.stateblock import StateBlock
 from vmm.native.windows import Window, Windows
+
+_PAGING_IN_CR0 = CR0_PG | CR0_WP
+_PAGING_IN_CR4 = CR4_PAE | CR4_PSE | CR4_PGE
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +54,7 @@ class Spaces:
         self._by_window: dict[int, dict[Mode, Space]] = {}
         self._by_table: dict[int, Space] = {}
         self._published: Space | None = None
+        self._regime: tuple[Mode, int, int] | None = None
 
     def attach(self) -> None:
         """Begin to follow changes of page tables."""
@@ -119,6 +125,27 @@ class Spaces:
             quads[fields] = 0 if other is None else other.window.host
             quads[fields + 1] = 0 if other is None else other.table.host
         self._published = space
+        self._remember(cr3, space.mode)
+
+    def _remember(self, cr3: int, mode: Mode) -> None:
+        """Let emitted code load this value into CR3 by itself, as long as mode and paging stay what they are."""
+        state, quads = self._cpu.state, self._block.quads
+        regime = self.modes.with_privilege(mode, user=False), state.cr0 & _PAGING_IN_CR0, state.cr4 & _PAGING_IN_CR4
+        if regime != self._regime:
+            self._forget_address_spaces()
+            self._regime = regime
+        if state.cr0 & CR0_PG and not state.cr4 & CR4_PAE:  # PAE checks PDPTEs at each load
+            slot = cr3 >> PAGE_SHIFT & stateblock.ADDRESS_SPACES - 1
+            at = stateblock.ADDRESS_SPACES_AT + slot * stateblock.ADDRESS_SPACE_BYTES // 8
+            quads[at] = cr3
+            for number in range(2):
+                quads[at + 1 + number] = quads[stateblock.KERNEL_SPACE + number]
+                quads[at + 3 + number] = quads[stateblock.USER_SPACE + number]
+
+    def _forget_address_spaces(self) -> None:
+        words = stateblock.ADDRESS_SPACES * stateblock.ADDRESS_SPACE_BYTES // 8
+        for at in range(stateblock.ADDRESS_SPACES_AT, stateblock.ADDRESS_SPACES_AT + words):
+            self._block.quads[at] = 0
 
     def _page_dropped(self, host: int, page: int) -> None:
         """A page of a window is mapped no more: its addresses are looked up anew."""
@@ -133,6 +160,7 @@ class Spaces:
             if space is self.current:
                 self.current = None
         self._published = None
+        self._forget_address_spaces()
         quads = self._block.quads
         for fields in (stateblock.KERNEL_SPACE, stateblock.USER_SPACE):
             quads[fields] = quads[fields + 1] = 0

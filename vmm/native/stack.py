@@ -5,11 +5,11 @@ ESP moves after the access that can fault; what has no emitter here is a callout
 
 from __future__ import annotations
 
-from iced_x86 import Code, Instruction, OpKind
+from iced_x86 import Code, Instruction, OpKind, Register
 
-from vmm.native import guest
+from vmm.native import guest, segmented
 from vmm.native.cache import GUEST_ESP, GUEST_REGISTERS
-from vmm.native.operands import R8D, Memory, address
+from vmm.native.operands import R8D, R9D, Memory, address
 from vmm.native.unit import Draft
 
 _GUEST_EBP = GUEST_REGISTERS[5]
@@ -27,7 +27,7 @@ def emit_push(draft: Draft, instruction: Instruction) -> bool:
         else:
             draft.push(guest.register(instruction.op0_register))
     elif kind == OpKind.MEMORY:
-        operand = guest.memory(instruction)
+        operand = segmented.operand(draft, instruction)
         if operand is None:
             return False
         draft.asm.emit("mov", R8D, operand)
@@ -38,9 +38,20 @@ def emit_push(draft: Draft, instruction: Instruction) -> bool:
 
 
 def emit_pop(draft: Draft, instruction: Instruction) -> bool:
-    """POP into a register; POP ESP leaves what was read."""
-    if instruction.stack_pointer_increment != 4 or instruction.op0_kind != OpKind.REGISTER:
+    """POP into a register or memory; POP ESP leaves what was read, and an address by ESP is that after the POP."""
+    if instruction.stack_pointer_increment != 4:
         return False
+    if instruction.op0_kind != OpKind.REGISTER:
+        if instruction.memory_base == Register.ESP:
+            instruction = instruction.copy()
+            instruction.memory_displacement = instruction.memory_displacement + 4 & 0xFFFF_FFFF
+        operand = segmented.operand(draft, instruction)
+        if operand is None:
+            return False
+        draft.asm.emit("mov", R9D, Memory(32, GUEST_ESP, gs=True))
+        draft.asm.emit("mov", operand, R9D)
+        draft.asm.emit("lea", GUEST_ESP, address(GUEST_ESP, 4))
+        return True
     destination = guest.register(instruction.op0_register)
     if destination is GUEST_ESP:
         draft.asm.emit("mov", destination, Memory(32, GUEST_ESP, gs=True))

@@ -10,12 +10,19 @@ from vmm.native.operands import R15, Memory
 
 PAGE_BYTES = 4096
 SEGMENT_BYTES = 8
+ADDRESS_SPACES = 16
+ADDRESS_SPACE_BYTES = 40
+PORT_STORE = 8
 
 # Name and size in bytes, in order; each field is aligned to its size.
 _FIELDS = (
     ("gpr", 32),  # EAX ECX EDX EBX ESP EBP ESI EDI, in the order of their encodings
     # ES CS SS DS FS GS, eight bytes each: selector, then bits 63:32 of the descriptor (0 for a null selector).
     ("segments", 6 * 8),
+    ("segment_bases", 6 * 4),  # in the same order
+    # For reads and for writes of each: -1 - limit, so that a sum with an offset within it is negative; 0 where no
+    # offset is, or where a lower bound has to be checked too.
+    ("segment_bounds", 6 * 16),
     ("interrupt_flag", 4),  # EFLAGS.IF in its place, all other bits 0
     ("system_flags", 4),  # IOPL NT AC ID VIF VIP of EFLAGS in their places
     ("cpl", 4),
@@ -45,6 +52,11 @@ _FIELDS = (
     ("routine_access", 4),
     ("segments_new", 8),
     ("ns_per_insn", 8),
+    ("port", 4),  # a port access: which port,
+    ("port_access", 4),  # its size in bytes, and PORT_STORE,
+    ("port_resume", 4),  # and the offset in the TC at which to go on
+    # For some page tables used lately: CR3 in eight bytes, then their kernel_space and user_space; 0 is none.
+    ("address_spaces", ADDRESS_SPACES * ADDRESS_SPACE_BYTES),
     ("tsc_at_no_budget", 8),  # what RDTSC would give when the budget is used up
     ("eip", 4),  # of the next guest instruction, at an exit that names it
     ("reason", 4),  # why emitted code was left: `Exit`
@@ -113,6 +125,16 @@ def selector(number: int) -> Memory:
     return Memory(32, R15, displacement=OFFSETS["segments"] + SEGMENT_BYTES * number)
 
 
+def segment_base(number: int) -> Memory:
+    """The operand for the base of one segment."""
+    return word("segment_bases", number)
+
+
+def segment_bound(number: int, *, write: bool) -> Memory:
+    """The operand for the bound of one segment."""
+    return qword_of("segment_bounds", 2 * number + write)
+
+
 class StateBlock:
     """One state block in host memory.
 
@@ -144,6 +166,8 @@ FLAGS = OFFSETS["flags"] // 8
 TARGET = OFFSETS["target"] // 8
 BUDGET = OFFSETS["budget"] // 8
 SEGMENTS = OFFSETS["segments"] // 4
+SEGMENT_BASES = OFFSETS["segment_bases"] // 4
+SEGMENT_BOUNDS = OFFSETS["segment_bounds"] // 8
 INTERRUPT_FLAG = OFFSETS["interrupt_flag"] // 4
 SYSTEM_FLAGS = OFFSETS["system_flags"] // 4
 CPL = OFFSETS["cpl"] // 4
@@ -157,6 +181,11 @@ ROUTINE_FLAGS = OFFSETS["routine_flags"] // 8
 KERNEL_SPACE = OFFSETS["kernel_space"] // 8
 USER_SPACE = OFFSETS["user_space"] // 8
 INTERRUPT_FLAG_BEFORE = OFFSETS["interrupt_flag_before"] // 4
+PORT = OFFSETS["port"] // 4
+PORT_ACCESS = OFFSETS["port_access"] // 4
+PORT_RESUME = OFFSETS["port_resume"] // 4
+ROUTINE_NEXT = OFFSETS["routine_next"] // 4
+ADDRESS_SPACES_AT = OFFSETS["address_spaces"] // 8
 NS_PER_INSN = OFFSETS["ns_per_insn"] // 8
 TSC_AT_NO_BUDGET = OFFSETS["tsc_at_no_budget"] // 8
 WINDOW = OFFSETS["window"] // 8

@@ -5,18 +5,18 @@ What has no emitter here, or not in this mode, is a callout. It must not know ho
 
 from __future__ import annotations
 
-from iced_x86 import Code, Instruction, OpKind, Register, RegisterExt
+from iced_x86 import Code, Instruction, Mnemonic, OpKind, Register, RegisterExt
 
 from machine.flags import IF
-from machine.state import CS, SHADOW_STI, SS
-from vmm.native import guest
+from machine.state import CS, DS, ES, FS, GS, SHADOW_STI, SS
+from vmm.native import guest, segmented
 from vmm.native.cache import GUEST_ESP
-from vmm.native.operands import EAX, ECX, EDX, R8, R8D, R9, R9D, RDX, Memory, address
+from vmm.native.operands import DX, EAX, ECX, EDX, R8, R8D, R9, R9D, RDX, Memory, address
 from vmm.native.operands import Register as HostRegister
-from vmm.native.stateblock import field
+from vmm.native.stateblock import PORT_STORE, field
 from vmm.native.unit import Draft
 
-_LOADS = {0: "load es", 3: "load ds", 4: "load fs", 5: "load gs"}
+_NAMES = {ES: "es", DS: "ds", FS: "fs", GS: "gs"}
 _CONTROL_REGISTERS = {Register.CR0: "cr0", Register.CR2: "cr2", Register.CR3: "cr3", Register.CR4: "cr4"}
 
 
@@ -32,15 +32,12 @@ def emit_mov_from_segment(draft: Draft, instruction: Instruction) -> bool:
             emit("mov", R8D, selector)
             emit("mov", HostRegister(destination.number, 16), HostRegister(R8.number, 16))
         return True
-    operand = guest.memory(instruction)
+    operand = segmented.operand(draft, instruction, 2)
     if operand is None:
         return False
-    emit("mov", R8D, selector)
-    emit("mov", Memory(16, operand.base, operand.index, operand.scale, operand.displacement, gs=True), _R8W)
+    emit("mov", R9D, selector)
+    emit("mov", operand, segmented.R9W)
     return True
-
-
-_R8W = HostRegister(R8.number, 16)
 
 
 def emit_mov_to_segment(draft: Draft, instruction: Instruction) -> bool:
@@ -53,12 +50,17 @@ def emit_mov_to_segment(draft: Draft, instruction: Instruction) -> bool:
         source = guest.register(instruction.op1_register)
         emit("movzx", R9D, HostRegister(source.number, 16))
     else:
-        operand = guest.memory(instruction)
+        operand = segmented.operand(draft, instruction, 2)
         if operand is None:
             return False
-        emit("movzx", R9D, Memory(16, operand.base, operand.index, operand.scale, operand.displacement, gs=True))
-    draft.call_routine(_LOADS[number], instruction.ip32, instruction.next_ip32)
+        emit("movzx", R9D, operand)
+    draft.call_routine(_load_of(draft, number), instruction.ip32, instruction.next_ip32)
     return True
+
+
+def _load_of(draft: Draft, number: int) -> str:
+    """The routine that loads a data segment register: what is flat in this mode has to stay so."""
+    return f"load flat {_NAMES[number]}" if draft.mode.is_flat(number) else f"load {_NAMES[number]}"
 
 
 def emit_pop_segment(draft: Draft, instruction: Instruction) -> bool:
@@ -69,7 +71,7 @@ def emit_pop_segment(draft: Draft, instruction: Instruction) -> bool:
     emit = draft.asm.emit
     emit("mov", R9D, Memory(32, GUEST_ESP, gs=True))
     emit("movzx", R9D, HostRegister(R9.number, 16))
-    draft.call_routine(_LOADS[number], instruction.ip32, instruction.next_ip32)
+    draft.call_routine(_load_of(draft, number), instruction.ip32, instruction.next_ip32)
     emit("lea", GUEST_ESP, address(GUEST_ESP, 4))
     return True
 
@@ -180,4 +182,32 @@ def emit_rdtsc(draft: Draft, _instruction: Instruction) -> bool:
     emit("mov", EAX, R8D)
     emit("mov", EDX, 32)
     emit("shrx", RDX, R8, RDX)
+    return True
+
+
+def emit_mov_to_cr(draft: Draft, instruction: Instruction) -> bool:
+    """MOV CR3, r32 in ring 0: other control registers change the mode."""
+    if draft.mode.user or instruction.op0_register != Register.CR3:
+        return False
+    draft.asm.emit("mov", R9D, guest.register(instruction.op1_register))
+    draft.go_to_routine("load cr3", instruction.ip32, instruction.next_ip32)
+    draft.is_complete = True
+    return True
+
+
+def emit_port_access(draft: Draft, instruction: Instruction) -> bool:
+    """IN, OUT in flat ring 0: an exit that needs no state but EAX and the time; services of our BIOS want all of it."""
+    if draft.mode.user or draft.in_shadow or not draft.mode.is_flat(CS):
+        return False
+    is_store = instruction.mnemonic == Mnemonic.OUT
+    port, data = (0, 1) if is_store else (1, 0)
+    emit = draft.asm.emit
+    if instruction.op_kind(port) == OpKind.REGISTER:
+        emit("movzx", R8D, DX)
+        emit("mov", field("port"), R8D)
+    else:
+        emit("mov", field("port"), instruction.immediate8)
+    size_bytes = RegisterExt.size(instruction.op_register(data))
+    emit("mov", field("port_access"), size_bytes | (PORT_STORE if is_store else 0))
+    draft.leave_for_port(instruction.ip32, instruction.next_ip32)
     return True

@@ -64,6 +64,9 @@ EMITTERS: dict[str, Emitter] = {
     "sysenter": system.emit_sysenter,
     "sysexit": system.emit_sysexit,
     "mov_from_cr": system.emit_mov_from_cr,
+    "mov_to_cr": system.emit_mov_to_cr,
+    "in": system.emit_port_access,
+    "out": system.emit_port_access,
     "invlpg": system.emit_invlpg,
     "rdtsc": system.emit_rdtsc,
     "pause": emit_nothing,
@@ -170,8 +173,6 @@ def _leaves_stack_unsettled(instruction: Instruction, name: str) -> bool:
 
 
 def _emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect, data: bytes, decoder: Decoder) -> bool:
-    if not guest.is_flat(instruction):
-        return False
     emitter = EMITTERS.get(name)
     if emitter is not None:
         return emitter(draft, instruction)

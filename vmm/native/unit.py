@@ -198,6 +198,15 @@ class Draft:
         self._name_instruction(eip, next_eip)
         self.asm.jump_to("jmp", self.tc.host + self.tc.routines[name])
 
+    def leave_for_port(self, eip: int, next_eip: int) -> None:
+        """Leave the TC for a port access, which is the last instruction of this TU, and come back behind it."""
+        self._name_instruction(eip, next_eip)
+        self.asm.emit("mov", field_of("port_resume"), 0)
+        at = len(self.asm.code)
+        self.asm.jump_to("jmp", self.tc.host + self.tc.exits[Exit.PORT])
+        self.asm.code[at - 4 : at] = (self.tc.position + len(self.asm.code)).to_bytes(4, "little")
+        self.is_complete = True
+
     def _name_instruction(self, eip: int, next_eip: int) -> None:
         self.tell_shadow()
         self.asm.emit("mov", field_of("routine_eip"), eip)

@@ -26,12 +26,14 @@ from typing import Final
 
 from machine.instructions.operands import CONDITION_NAMES
 from vmm.native import whitelistfpu
+from vmm.native.stateblock import OFFSETS
 
 # Fields of the state block that fragments may store to: no addresses that anybody jumps to or maps by.
 WRITABLE: Final = frozenset(
     (
         *("gpr", "eip", "reason", "detail", "interrupt_flag", "interrupt_flag_before", "shadow"),
-        *("routine_eip", "routine_next", "fpu_ip", "fpu_cs", "fpu_dp", "fpu_ds", "fpu_op"),
+        *("routine_eip", "routine_next", "port", "port_access", "port_resume"),
+        *("fpu_ip", "fpu_cs", "fpu_dp", "fpu_ds", "fpu_op"),
     )
 )
 
@@ -148,6 +150,14 @@ _BUDGET = (
     Form("sarx", "r9, r10, r11", "all ones if the budget is used up; R11 is 63 modulo 64", gives={"r9": NEGATIVE}),
     Form("movzx", "r9d, byte [r11+r9-63]", "the guard page if it is", needs={"r9": NEGATIVE}),
 )
+_SEGMENTED = (
+    Form("mov", "r9, qword [state.segment_bounds]", "a number that an offset is added to"),
+    Form("lea", "r9, [r9+r8+imm]", "negative if the offset is within the limit"),
+    Form("lea", "r9, [r8+imm]", "the same with a constant limit"),
+    Form("not", "r9", "all ones in its upper half if it is not"),
+    Form("sarx", "r9, r9, r11", "all ones if so; R11 is 63 modulo 64", gives={"r9": NEGATIVE}),
+    Form("rorx", "reg, reg, imm", "a high byte without flags"),
+)
 _FLOW = (
     Form("jmp", "rel", "links, exits", flow="jump"),
     Form(_JCC, "rel", "conditions", flow="branch"),
@@ -208,6 +218,8 @@ _STUBS = (
     Form("jmp", "qword [state.target]", "the way in: where Python says", flow="jump", stub=True),
     Form("ret", "", "the way out: to the caller in C", flow="jump", stub=True),
 )
+# RAX is a multiple of 40 below the size of this field: CR3, then two spaces.
+_SLOTS = [OFFSETS["address_spaces"] + 8 * number for number in range(5)]
 _ROUTINES = (
     Form("mov", "rax, qword [state.kernel_space]", "a window or 0", gives={"rax": WINDOW}, stub=True),
     Form("mov", "rax, qword [state.user_space]", "a window or 0", gives={"rax": WINDOW}, stub=True),
@@ -221,9 +233,13 @@ _ROUTINES = (
     Form("cmp", "state, imm", "decisions", stub=True),
     Form("test and or", "state, any", "decisions, and flags", stub=True),
     Form("or cmp", "reg, state", "flags, and decisions", stub=True),
+    Form("not", "rcx", "the bound of a segment", stub=True),
     Form("add", "reg, state", "an address in a descriptor table", stub=True),
+    *(Form("mov", f"r8, qword [r15+rax+{at}]", "a space known by CR3", stub=True) for at in _SLOTS[1:]),
+    Form("cmp", f"qword [r15+rax+{_SLOTS[0]}], r9", "the slot of CR3", stub=True),
+    Form("cmp", f"qword [r15+rax+{_SLOTS[2]}], imm", "is it in use?", stub=True),
     Form("jmp", "qword [state.routine_return]", "where the fragment said", flow="jump", stub=True),
 )
 
-FORMS: Final[tuple[Form, ...]] = (*_FLOW, *_BUDGET, *_STRINGS, *_SYSTEM, *_STATE, *_COMPUTING, *_FLOATING)
+FORMS: Final[tuple[Form, ...]] = (*_FLOW, *_BUDGET, *_SEGMENTED, *_STRINGS, *_SYSTEM, *_STATE, *_COMPUTING, *_FLOATING)
 STUB_FORMS: Final[tuple[Form, ...]] = (*_ROUTINES, *_STUBS, *FORMS)
