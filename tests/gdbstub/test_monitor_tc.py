@@ -57,7 +57,7 @@ def test_guest_and_host_code_side_by_side(target: GuestTarget) -> None:
     assert re.search(
         rf"{CODE + 6:08x}  add ecx, dword ptr \[0x120000\] +[0-9a-f]+  add ecx, dword ptr gs:\[0x120000\]", first
     )
-    assert "charge 4" in first
+    assert re.search(r"^  charge \d+ ", first, re.MULTILINE)
     assert f"; chained to the fragment for {CODE + 5:#010x}" in first
     assert re.search(r"\d direct branch(es)? leads? to it; executions are not counted", first)
 
