@@ -109,6 +109,13 @@ def _nano() -> Iterator[Step]:
     yield from nano()
 
 
+def _translate() -> Iterator[Step]:
+    """Guest instructions that bt translates a second, microseconds a TU, and how much larger the code becomes."""
+    from tools.bench_translate import translate_speed
+
+    yield from translate_speed()
+
+
 def _start() -> Iterator[Step]:
     """Seconds from `trapgate run` to the guest's first output, and the imports that they are spent on."""
     from tools.bench_start import start
@@ -127,6 +134,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "interp": interp_speed,
     "compute": _compute,
     "nano": _nano,
+    "translate": _translate,
     "start": _start,
     "server": _server_speed,
 }

@@ -74,7 +74,7 @@ class LineClock:
 
 
 def run_engine(
-    engine: str, image: Path, command_line: str, *, statistics: dict[str, object] | None = None
+    engine: str, image: Path, command_line: str, *, statistics: dict[str, int | float | str] | None = None
 ) -> list[Line]:
     """Run an image to its end in this process, under one of ENGINES.
 

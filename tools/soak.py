@@ -117,7 +117,7 @@ def run_guest(name: str, command_line: str, end_icount: int, peaks: Peaks, *, en
                 raise SoakError(f"{name} ended with {kind.name}: {bytes(output[-200:])!r}")
             with Path("/proc/self/maps").open("rb") as maps:
                 peaks.mappings = max(peaks.mappings, sum(1 for _ in maps))
-            peaks.tc_bytes = max(peaks.tc_bytes, int(machine.statistics().get("TC bytes", 0)))
+            peaks.tc_bytes = max(peaks.tc_bytes, int(machine.statistics().get("TC bytes used", 0)))
         return machine.clock.icount
     finally:
         machine.close()

@@ -15,7 +15,7 @@ from tools.rsp_client import RspClient, decode
 
 
 def test_every_benchmark_says_what_it_measures() -> None:
-    assert {"interp", "compute", "nano", "start", "server"} <= set(bench.BENCHMARKS)
+    assert {"interp", "compute", "nano", "translate", "start", "server"} <= set(bench.BENCHMARKS)
     assert all(benchmark.__doc__ for benchmark in bench.BENCHMARKS.values())
 
 

@@ -62,5 +62,6 @@ def test_a_guest_that_fails_is_found() -> None:
     peaks = Peaks()
     assert soak.run_guest("tiny-exit", "", 1 << 62, peaks) > 0
     assert peaks.mappings > 10
+    assert 0 < peaks.tc_bytes < soak.MAX_TC_BYTES
     with pytest.raises(SoakError, match="tiny-triple ended with TRIPLE_FAULT: b'triple"):
         soak.run_guest("tiny-triple", "", 1 << 62, peaks)
