@@ -41,11 +41,13 @@ class Block:
         operations: one for each instruction; emptied when the bytes change, which also ends an execution under way.
         offsets: where each instruction starts, from the first one; last, the length of all.
         effect: of the last instruction; the others are `Effect.NEXT`.
+        kept: the operations of a block whose execution had to end, though its bytes are the same.
     """
 
     operations: list[Operation] = field(default_factory=list)
     offsets: list[int] = field(default_factory=lambda: [0])
     effect: Effect = Effect.NEXT
+    kept: list[Operation] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -133,6 +135,9 @@ class BlockCache:
             self.fetched[big * 2 + mmu.user][linear >> PAGE_SHIFT] = blocks
         offset = linear & 0xFFF
         block = blocks.get(offset)
+        if block is not None and block.kept:
+            block.operations[:] = block.kept
+            block.kept.clear()
         if single and (block is None or not block.operations):
             blocks = page.singles[big]
             block = blocks.get(offset)
@@ -220,6 +225,7 @@ class BlockCache:
         for blocks in (*page.blocks, *page.singles):
             for block in blocks.values():
                 block.operations.clear()
+                block.kept.clear()
             blocks.clear()
         for mapped in self._mapped:
             for linear_page in [key for key, (mapped_page, _) in mapped.items() if mapped_page is page]:
@@ -235,8 +241,9 @@ class BlockCache:
         for mapped in self._mapped:
             mapped.clear()
         if by_store and self.running is not None:
-            # The rest of the block under execution may lie elsewhere now. Emptying the list ends it; it is decoded
-            # anew.
+            # The rest of the block under execution may lie elsewhere now. Emptying the list ends it.
+            if self.running.operations:
+                self.running.kept = self.running.operations[:]
             self.running.operations.clear()
 
 
