@@ -16,7 +16,7 @@ from hypothesis.vendor.pretty import RepresentationPrinter
 from iced_x86 import OpKind, Register, Register_, RegisterExt
 
 from machine.faults import Vector
-from machine.state import CR0_WP, CS, MASK32, SEG_DB, SEG_G, SS
+from machine.state import CR0_WP, CS, FS, GS, MASK32, SEG_DB, SEG_G, SS
 from tests.machine.instruction_cases import Case, by_mnemonic, decode
 from tests.oracles.assembler import assemble
 from tests.vmm.bare import Bare, map_low_memory, set_handler, set_page
@@ -74,10 +74,24 @@ PAGE_KINDS: tuple[tuple[str, int | None, int], ...] = (
     ("screen", 0xB_8000, _P | _RW | _US),
 )
 
+# FS and GS: selector, base, limit in bytes, attributes without DPL. The selectors are null, so that no fault pops one.
+SEGMENT_KINDS: tuple[tuple[str, int, int, int], ...] = (
+    ("flat", 0, MASK32, 0x93 | SEG_DB | SEG_G),
+    ("thread's", 0x41_0010, MASK32, 0x93 | SEG_DB | SEG_G),
+    ("wrapping", 0xFFFF_F800, MASK32, 0x93 | SEG_DB | SEG_G),
+    ("short", 0x41_0000, 0x1FFE, 0x93 | SEG_DB),
+    ("one byte", 0x41_1000, 0, 0x93 | SEG_DB),
+    ("read only", 0x41_0800, MASK32, 0x91 | SEG_DB | SEG_G),
+    ("readable code", 0, MASK32, 0x9B | SEG_DB | SEG_G),
+    ("growing down", 0, 0x41_0FFF, 0x97 | SEG_DB),
+    ("null", 0, 0, 0),
+)
+
 _SKIPPED = frozenset({"jmp_far", "call_far", "hlt"})
 _RELATIVE = frozenset({OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32})
 _STRINGS = ("movs", "cmps", "stos", "lods", "scas")
 OFFSETS = (*range(8), 0x10, 0x7FE, 0x800, *range(0xFF0, 0x1000))
+_FS_PREFIX, _GS_PREFIX = 0x64, 0x65
 PREFIXES = (0, 0, 0, 0, 0, 0, 0, 0x26, 0x36, 0x3E, 0x2E, 0x64, 0x65, 0xF0, 0xF2, 0xF3)
 
 
@@ -150,6 +164,7 @@ class Program:
         steps: what to run.
         kinds: indices into PAGE_KINDS for the sandbox's pages, then for TOP_PAGE and LOW_PAGE.
         user: at CPL 3.
+        segments: indices into SEGMENT_KINDS for FS and GS.
         write_protect: CR0.WP.
         registers: EAX to EDI at the start.
         eflags: status flags and DF at the start.
@@ -161,11 +176,13 @@ class Program:
     write_protect: bool
     registers: tuple[int, ...]
     eflags: int
+    segments: tuple[int, int] = (0, 0)
 
     def __repr__(self) -> str:
         kinds = ", ".join(PAGE_KINDS[kind][0] for kind in self.kinds)
         registers = " ".join(f"{value:08x}" for value in self.registers)
         level = f"CPL {3 if self.user else 0}, WP {int(self.write_protect)}, EFLAGS {self.eflags:x}"
+        level += ", FS and GS " + ", ".join(SEGMENT_KINDS[kind][0] for kind in self.segments)
         steps = "\n".join(map(repr, self.steps))
         return f"\n{steps}\n{level}, {registers}\npages {kinds}\n"
 
@@ -176,6 +193,9 @@ class Program:
         """Put it into a guest made by `bare.flat`."""
         _build_tables(bare, self.kinds)
         _set_level(bare, user=self.user)
+        for number, kind in zip((FS, GS), self.segments, strict=True):
+            _, base, limit, attributes = SEGMENT_KINDS[kind]
+            bare.state.segments[number].load(0, base, limit, attributes | (0x60 if attributes and self.user else 0))
         for vector in (v for v in Vector if v not in (Vector.NMI, Vector.DF)):
             code = ("add esp, 4\n" if vector in _WITH_ERROR_CODE else "") + _HANDLER
             set_handler(bare, vector, assemble(code))
@@ -205,12 +225,16 @@ class Program:
         encoded = b"".join(self._encode(step, starts, start) for step, start in zip(self.steps, starts, strict=False))
         return (bytes(first - CODE) + encoded + b"\xeb\xfe").ljust(CODE_BYTES, b"\x90"), starts
 
+    def _base(self, prefix: int) -> int:
+        """The base of the segment that a prefix names."""
+        return SEGMENT_KINDS[self.segments[prefix == _GS_PREFIX]][1] if prefix in (_FS_PREFIX, _GS_PREFIX) else 0
+
     def _encode(self, step: Step, starts: Sequence[int], start: int) -> bytes:
         case = step.case
         instruction = case.instruction
         before = b""
         if step.linear is not None:
-            before, case = _aim(case, step.linear)
+            before, case = _aim(case, step.linear - self._base(step.prefix) & MASK32)
         if case.row.string:
             before += b"\xb9" + (step.count % 40).to_bytes(4, "little")
         code = case.code
@@ -309,4 +333,5 @@ def programs(draw: st.DrawFn, longest: int = 24) -> Program:
         write_protect=draw(st.booleans()),
         registers=draw(st.tuples(*[word] * 8)),
         eflags=draw(st.sampled_from([0, 1, 0x40, 0x8D5, 0x400])),
+        segments=draw(st.tuples(*[st.integers(0, len(SEGMENT_KINDS) - 1)] * 2)),
     )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from iced_x86 import Code, Decoder, FlowControl, Instruction, OpKind, Register
 
-from machine.state import SHADOW_STI
+from machine.state import FS, GS, SHADOW_STI
 from tests.machine.instruction_cases import by_mnemonic
 from tests.oracles.assembler import assemble
 from vmm.native.cache import Exit, TranslationCache
 from vmm.native.ident import IDENT
 from vmm.native.modes import Mode
+from vmm.native.stateblock import OFFSETS
 from vmm.native.translator import EMITTERS, MAX_TU_INSTRUCTIONS, translate
 from vmm.native.unit import Unit
 
@@ -156,9 +158,7 @@ class TestForms:
     def test_of_the_stack(self, tc: TranslationCache, source: str, lines: list[str]) -> None:
         assert listing(tc, unit_of(tc, f"{source}\nhlt"), 0) == lines
 
-    @pytest.mark.parametrize(
-        "source", ["push ax", "pop ax", "pop ss", "pop dword ptr [eax]", "pushfw", "pushaw", "popaw", "enter 8, 0"]
-    )
+    @pytest.mark.parametrize("source", ["push ax", "pop ax", "pop ss", "pushfw", "pushaw", "popaw", "enter 8, 0"])
     def test_that_the_stack_has_not(self, tc: TranslationCache, source: str) -> None:
         assert unit_of(tc, source).charged == 0
 
@@ -217,43 +217,30 @@ class TestForms:
     def test_flat_segments_are_the_window(self, tc: TranslationCache, prefix: str) -> None:
         assert listing(tc, unit_of(tc, f"mov eax, {prefix}:[ecx]\nhlt"), 0) == ["mov eax,gs:[ecx]"]
 
-    @pytest.mark.parametrize("prefix", ["fs", "gs", "cs"])
-    def test_other_segments_are_not(self, tc: TranslationCache, prefix: str) -> None:
-        for source in (
-            "mov eax, {}:[ecx]",
-            "push dword ptr {}:[ecx]",
-            "jmp {}:[ecx]",
-            "movs byte ptr es:[edi], {}:[esi]",
-        ):
-            assert unit_of(tc, source.format(prefix)).charged == 0
-
-
-class TestStackInRow:
-    """Pushes and pops in a row move guest ESP once; a fault between them knows where it is."""
-
-    def test_one_move_for_all(self, tc: TranslationCache) -> None:
-        unit = unit_of(tc, "push eax\npush ebx\nadd eax, ebx\npop ecx\npush 5\nmov ebp, esp\nhlt")
-        text = [str(instruction) for instruction in host_instructions(tc, unit)][3:]
-        assert text[:7] == [
-            "mov gs:[r12d-4],eax", "mov gs:[r12d-8],ebx", "add eax,ebx", "mov ecx,gs:[r12d-8]",
-            "mov dword ptr gs:[r12d-8],5", "lea r12d,[r12d-8]", "mov ebp,r12d",
+    @pytest.mark.parametrize("prefix", ["fs", "gs"])
+    def test_base_and_limit_of_other_segments_are_looked_up(self, tc: TranslationCache, prefix: str) -> None:
+        number = {"fs": FS, "gs": GS}[prefix]
+        bound = OFFSETS["segment_bounds"] + 16 * number
+        lines = listing(tc, unit_of(tc, f"mov eax, {prefix}:[ecx+8]\nhlt"), 0)
+        assert [line.replace("+0", "+") for line in lines] == [
+            "lea r8d,[ecx+8]", f"mov r9,[r15+{bound:X}h]", "lea r9,[r9+r8+3]", "not r9", "sarx r9,r9,r11",
+            "movzx r9d,byte ptr [r11+r9-3Fh]", f"mov r9d,[r15+{OFFSETS['segment_bases'] + 4 * number:X}h]",
+            "lea r8d,[r8+r9]", "mov eax,gs:[r8d]",
         ]  # fmt: skip
-        assert unit.stack_offsets == {1: -4, 2: -8, 3: -8, 4: -4}
+        lines = listing(tc, unit_of(tc, f"inc dword ptr {prefix}:[ecx]\nhlt"), 0)
+        assert f"mov r9,[r15+{bound + 8:X}h]" in [line.replace("+0", "+") for line in lines]
+        for source in ("push dword ptr {}:[ecx]", "jmp {}:[ecx]", "pop dword ptr {}:[ecx]", "mov {}:[ecx], ds"):
+            assert unit_of(tc, source.format(prefix)).charged
 
-    @pytest.mark.parametrize(
-        "source",
-        ["mov eax, [esp+8]", "xchg esp, eax", "lea eax, [esp]", "inc sp", "push esp", "push [esp]", "pop esp", "leave",
-         "pushad", "popfd", "jz 0x1010", "jmp eax", "rep movsb", "mov eax, fs:[ecx]", "hlt", "pushfd"],
-    )  # fmt: skip
-    def test_esp_is_right_before_whoever_may_look(self, tc: TranslationCache, source: str) -> None:
-        unit = unit_of(tc, f"push eax\n{source}")
-        lines = listing(tc, unit, 0)
-        assert lines == ["mov gs:[r12d-4],eax", "lea r12d,[r12d-4]"]
-        assert not unit.stack_offsets
+    def test_code_is_read_but_not_written(self, tc: TranslationCache) -> None:
+        assert listing(tc, unit_of(tc, "mov eax, cs:[ecx]\nhlt"), 0) == ["mov eax,gs:[ecx]"]
+        assert unit_of(tc, "mov cs:[ecx], eax").charged == 0
+        assert unit_of(tc, "mov eax, cs:[ecx]", mode=replace(KERNEL, flat=0)).charged
 
-    def test_a_call_and_a_return_move_it_once(self, tc: TranslationCache) -> None:
-        assert "lea r12d,[r12d-8]" in listing(tc, unit_of(tc, "push eax\ncall eax"), 1)
-        assert "lea r12d,[r12d+0Ch]" in listing(tc, unit_of(tc, "pop eax\nret 4"), 1)
+    def test_an_address_of_16_bits_is_cut(self, tc: TranslationCache) -> None:
+        assert listing(tc, unit_of(tc, "mov eax, [bx+si-2]\nhlt"), 0) == [
+            "lea r8d,[ebx+esi-2]", "movzx r8d,r8w", "mov eax,gs:[r8d]"
+        ]  # fmt: skip
 
 
 class TestLinks:
