@@ -176,12 +176,19 @@ class BinaryTranslator(Interpreter):
                 self._guarded_until_icount = clock.icount + GUARDED_INSNS
                 return None
             stop = self._interpret(min(limit_icount, clock.icount + 1))
-            ran = self._cache.running
-            if ran is None or (len(ran.operations) == 1 and ran.effect not in _PLAIN):
-                registers.stale = True
-            if stop is not None or self._must_attend(limit_icount):
+            if stop is not None:
                 return stop
-            mode = self._spaces.modes.current()
+            ran = self._cache.running
+            if self._guarding or ran is None or (len(ran.operations) == 1 and ran.effect not in _PLAIN):
+                registers.stale = True
+            self._patience -= 1
+            if self._is_interrupted(limit_icount):
+                return None
+            # What leaves everything but general registers, flags and memory alone cannot have changed more.
+            if registers.stale:
+                if self._must_attend():
+                    return None
+                mode = self._spaces.modes.current()
         return None
 
     def _interpret(self, limit_icount: int) -> Stop | None:
@@ -192,23 +199,27 @@ class BinaryTranslator(Interpreter):
             return self._execute_one(check_breakpoints=True)
         return None
 
-    def _must_attend(self, limit_icount: int) -> bool:
-        """Whether the instruction just interpreted left something for the boundary, or for another way to execute."""
-        cpu = self._cpu
-        state, clock = cpu.state, cpu.clock
-        self._patience -= 1
+    def _is_interrupted(self, limit_icount: int) -> bool:
+        """Whether a device, the time or a REP under way wants the boundary after any interpreted instruction."""
+        cpu, clock = self._cpu, self._cpu.clock
         return bool(
             cpu.lines.attention
             or clock.icount + MIN_BUDGET_INSNS > limit_icount
             or clock.deadline_icount < limit_icount
-            or state.eflags & (TF | RF)
-            or state.shadow
-            or state.halted
-            or cpu.pending_debug
             or cpu.repeating
-            or self._are_registers_new()
             or self._patience < 0
             or self._is_late()
+        )
+
+    def _must_attend(self) -> bool:
+        """Whether the instruction just interpreted left something for the boundary, or for another way to execute."""
+        state = self._cpu.state
+        return bool(
+            state.eflags & (TF | RF)
+            or state.shadow
+            or state.halted
+            or self._cpu.pending_debug
+            or self._are_registers_new()
         )
 
     def _is_late(self) -> bool:
@@ -242,14 +253,17 @@ class BinaryTranslator(Interpreter):
         cpu = self._cpu
         state, clock, block = cpu.state, cpu.clock, tc.state
         words, quads = block.words, block.quads
-        space = self._spaces.select(mode)
+        space = self._spaces.current
+        if space is None or self._registers.stale:
+            space = self._spaces.select(mode)
+            quads[stateblock.TSC_AT_NO_BUDGET] = _signed(cpu.tsc + (limit_icount - clock.icount) * clock.ns_per_insn)
+            quads[stateblock.NS_PER_INSN] = clock.ns_per_insn
+            words[stateblock.PENDING] = self._pending()
         target = space.table.get(state.eip) or self._find(space, state.eip)
         if target is None:
             return True
-        self._registers.hand_over(self._pending())
+        self._registers.hand_over()
         quads[stateblock.BUDGET] = limit_icount - clock.icount
-        quads[stateblock.TSC_AT_NO_BUDGET] = _signed(cpu.tsc + (limit_icount - clock.icount) * clock.ns_per_insn)
-        quads[stateblock.NS_PER_INSN] = clock.ns_per_insn
         cpu.repeating = False  # a REP under way goes on natively, or is interpreted again
         while target is not None:
             quads[stateblock.TARGET] = tc.host + target

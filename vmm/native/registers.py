@@ -23,7 +23,7 @@ _ESP0 = 4  # offset in a 32-bit TSS
 _TSS_REACH = 9  # limit of a TSS that holds ESP0 and SS0
 
 _GENERAL = struct.Struct("<8I")
-_EVERYTHING = struct.Struct("<20I6I12q16I")
+_EVERYTHING = struct.Struct("<20I6I12q15I")
 # What emitted code may change besides the general registers: segments, IF, the system flags, CPL, CR0 to CR4.
 _CHANGEABLE = slice(OFFSETS["segments"], OFFSETS["gdt_base"])
 _ALL_SEGMENTS = slice(0, OFFSETS["segment_bounds"] + SIZES["segment_bounds"] - OFFSETS["segments"])
@@ -42,16 +42,16 @@ class GuestRegisters:
         self._handed_over = b""
         self.stale = True
 
-    def hand_over(self, pending: int) -> None:
-        """CPU state to state block; with `pending` not 0, what may enable interrupts or is INT n is a callout."""
+    def hand_over(self) -> None:
+        """CPU state to state block."""
         state, block = self._cpu.state, self._block
         if self.stale:
-            self._hand_over_everything(state, pending)
+            self._hand_over_everything(state)
         else:
             _GENERAL.pack_into(block.data, 0, *state.gpr)
         block.quads[stateblock.FLAGS] = state.eflags & RFLAGS_MASK | _HOST_FLAGS
 
-    def _hand_over_everything(self, state: CpuState, pending: int) -> None:
+    def _hand_over_everything(self, state: CpuState) -> None:
         block, tr = self._block, state.tr
         hidden = [_hidden_parts(segment.hidden) for segment in state.segments]
         has_stack = tr.attributes & IS_32 and tr.limit >= _TSS_REACH
@@ -81,7 +81,6 @@ class GuestRegisters:
             state.sysenter_cs,
             state.sysenter_esp,
             state.sysenter_eip,
-            pending,
         )
         self._handed_over = bytes(block.data[_CHANGEABLE])
         self.stale = False
