@@ -32,7 +32,7 @@ from machine.state import (
     CpuState,
 )
 from vmm.trap.kvm import DEBUG_ENABLE, DEBUG_HARDWARE_BREAKPOINTS, ExitReason, KvmError, Vm
-from vmm.trap.kvmstate import store_state
+from vmm.trap.kvmstate import store_state, write_tsc
 
 _MEMORY_BYTES = 0x1_0000
 _CODE, _DIRECTORY, _TABLE, _DATA = 0x1000, 0x2000, 0x3000, 0x4000
@@ -45,6 +45,8 @@ _FLOAT = b"\xdb\xe3\xd9\xe8\xf4"  # fninit; fld1; hlt
 _RFLAGS = 17
 _CPUID = b"\xb8\x01\x00\x00\x00\x0f\xa2\x89\x15" + _DATA.to_bytes(4, "little") + b"\xf4"  # mov [data], edx of leaf 1
 _FEATURES = (FEATURE_PSE | FEATURE_TSC | FEATURE_CMOV).to_bytes(4, "little")
+_RDTSC = b"\x0f\x31\x89\x15" + _DATA.to_bytes(4, "little") + b"\xf4"  # rdtsc; mov [data], edx
+_TSC = (1 << 60).to_bytes(8, "little")
 _NOP = b"\x90\xf4"
 
 
@@ -58,6 +60,7 @@ class KvmFacts:
         code_breakpoints, data_breakpoints: the host's use of DR0 to DR3 stops the guest.
         fpu: x87 instructions run.
         cpuid: CPUID answers what it was told to; else the host's features show through.
+        tsc: RDTSC counts from where it was told to; else it is the host's.
         insns_per_s: how fast a loop of two instructions runs, its start included.
     """
 
@@ -67,6 +70,7 @@ class KvmFacts:
     data_breakpoints: bool
     fpu: bool
     cpuid: bool
+    tsc: bool
     insns_per_s: float
 
     def describe(self) -> str:
@@ -80,6 +84,7 @@ class KvmFacts:
                 ("data breakpoints", self.data_breakpoints),
                 ("x87", self.fpu),
                 ("a CPUID of our choice", self.cpuid),
+                ("a TSC of our choice", self.tsc),
             )
             if not there
         ]
@@ -106,6 +111,7 @@ def look() -> KvmFacts:
             data_breakpoints=_run(memory, _STORE, paging=paging, dr0=_DATA, dr7=2 | 0xD << 16) is ExitReason.DEBUG,
             fpu=_run(memory, _FLOAT, paging=paging) is ExitReason.HLT,
             cpuid=_run(memory, _CPUID, paging=paging) is ExitReason.HLT and memory[_DATA : _DATA + 4] == _FEATURES,
+            tsc=_run(memory, _RDTSC, paging=paging) is ExitReason.HLT and memory[_DATA + 2 : _DATA + 4] == _TSC[6:],
             insns_per_s=2 * _LOOPS * 1e9 / speed_ns,
         )
 
@@ -146,6 +152,7 @@ def _run(memory: mmap.mmap, code: bytes, *, paging: bool, dr0: int = 0, dr7: int
         vm.set_memory(0, 0, _MEMORY_BYTES, ctypes.addressof(ctypes.c_char.from_buffer(memory)))
         vm.vcpu.set_cpuid({0: (1, 0, 0, 0), 1: (0x600, 0, 0, int.from_bytes(_FEATURES, "little"))})
         store_state(vm.vcpu, state, fpu=False)
+        write_tsc(vm.vcpu, int.from_bytes(_TSC, "little"))
         if dr7:
             vm.vcpu.set_debug(DEBUG_ENABLE | DEBUG_HARDWARE_BREAKPOINTS, (dr0, 0, 0, 0), dr7)
         vm.vcpu.run()

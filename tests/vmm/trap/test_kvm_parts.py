@@ -23,8 +23,15 @@ from vmm.trap.kvmfacts import KvmFacts
 from vmm.trap.kvmmemory import Slot, slots_of
 
 ALL = KvmFacts(
-    paging=True, virtual_8086=True, code_breakpoints=True, data_breakpoints=True, fpu=True, cpuid=True, insns_per_s=1e9
-)  # fmt: skip
+    paging=True,
+    virtual_8086=True,
+    code_breakpoints=True,
+    data_breakpoints=True,
+    fpu=True,
+    cpuid=True,
+    tsc=True,
+    insns_per_s=1e9,
+)
 
 
 @pytest.fixture
