@@ -427,19 +427,10 @@ class BinaryTranslator(Interpreter):
         fragment = self._fragments.by_address.get((space.mode, ram_page, eip))
         if fragment is None:
             fragment = self._translate(space.mode, eip, at)
-            self._land_at_latest(space, fragment)
         self._windows.fill(eip, write=False, window=space.window)
         offset = self._landings.get(ram_page, {}).get((space.mode, eip), fragment.start)
         space.table.set(eip, offset)
         return fragment.start
-
-    def _land_at_latest(self, space: Space, fragment: Fragment) -> None:
-        """Let returns go to what follows the call in the newest TU that has it: of a loop, the one that goes round."""
-        ram_page = fragment.ram_page
-        for mode, eip in self._landings.get(ram_page, {}):
-            offset = self._landings[ram_page][mode, eip]
-            if offset > fragment.start and mode == space.mode and space.table.get(eip):
-                space.table.set(eip, offset)
 
     def _translate(self, mode: Mode, eip: int, at: int) -> Fragment:
         tc, memory = self._tc, self._cpu.memory
