@@ -56,7 +56,7 @@ class TestGdb:
         assert "* bt" in done.output
         assert done.output.count("* trap kvm") == 1
         assert re.search(r"Old value = 0\nNew value = 1\n", done.output)
-        assert re.search(r"^engine +trap kvm$", done.output, re.MULTILINE)
+        assert re.search(r"^ *engine +trap kvm$", done.output, re.MULTILINE)
 
     def test_ctrl_c_in_a_guest_that_never_comes_out(self) -> None:
         program = images.path("tiny-loop")

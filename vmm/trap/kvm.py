@@ -16,6 +16,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from machine.engine import EngineError
+from vmm.trap.kvmcounters import read_counters
 
 DEVICE: Final = "/dev/kvm"
 API_VERSION: Final = 12
@@ -45,8 +46,6 @@ _MSR_ENTRY = Struct("<IIQ")
 _WORD = Struct("<I")
 _QUAD = Struct("<Q")
 _DEVICE_ATTR = Struct("<IIQQ")  # flags, group, attribute, address of the value
-_STATS_HEADER = Struct("<6I")
-_STATS_DESCRIPTION = Struct("<IhHII")
 
 # Requests.
 _GET_API_VERSION = _io(0x00)
@@ -106,7 +105,6 @@ _NEEDED = {
 MEMORY_READ_ONLY = 1 << 1
 
 DEBUG_ENABLE = 1 << 0
-DEBUG_SINGLE_STEP = 1 << 1
 DEBUG_HARDWARE_BREAKPOINTS = 1 << 17
 
 _FXSAVE_BYTES = 512
@@ -296,23 +294,10 @@ class Vm:
             if fd < 0:
                 continue
             try:
-                found |= _read_statistics(fd)
+                found |= read_counters(fd)
             finally:
                 os.close(fd)
         return found
-
-
-def _read_statistics(fd: int) -> dict[str, int]:
-    _, name_bytes, count, _, descriptions_at, data_at = _STATS_HEADER.unpack(os.pread(fd, _STATS_HEADER.size, 0))
-    step = _STATS_DESCRIPTION.size + name_bytes
-    descriptions = os.pread(fd, count * step, descriptions_at)
-    found: dict[str, int] = {}
-    for at in range(0, len(descriptions), step):
-        _, _, values, offset, _ = _STATS_DESCRIPTION.unpack_from(descriptions, at)
-        name = descriptions[at + _STATS_DESCRIPTION.size : at + step].split(b"\0")[0].decode()
-        if values == 1:
-            found[name] = int.from_bytes(os.pread(fd, 8, data_at + offset), "little")
-    return found
 
 
 class Vcpu:

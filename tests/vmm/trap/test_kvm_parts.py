@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from vmm.trap.exits import ExitCounters
 from vmm.trap.kick import KICK_SIGNAL, Kick
 from vmm.trap.kvm import EVENTS, REGS, SREGS, KvmError, Vm
 from vmm.trap.kvm_engine import memory_in_use
+from vmm.trap.kvmcounters import read_counters
 from vmm.trap.kvmdebug import plan
 from vmm.trap.kvmfacts import KvmFacts
 from vmm.trap.kvmmemory import Slot, slots_of
@@ -211,6 +213,22 @@ def test_only_what_holds_data_is_read() -> None:
         assert [at for at, _ in parts] == [5 * MIB + 4096]
         assert parts[0][1].startswith(b"here")
         assert os.fstat(fd).st_blocks == blocks_before
+    finally:
+        os.close(fd)
+
+
+def test_the_kernels_counters() -> None:
+    """One counter, one histogram of three values, one more counter."""
+    names = [b"exits", b"lengths", b"halts"]
+    descriptions = b"".join(
+        struct.pack("<IhHII16s", 0, 0, count, offset, 0, name)
+        for name, count, offset in zip(names, (1, 3, 1), (0, 8, 32), strict=True)
+    )
+    header = struct.pack("<6I", 0, 16, 3, 24, 32, 32 + len(descriptions))
+    fd = os.memfd_create("counters")
+    try:
+        os.pwrite(fd, header.ljust(32, b"\0") + descriptions + struct.pack("<5Q", 7, 1, 2, 3, 1 << 40), 0)
+        assert read_counters(fd) == {"exits": 7, "halts": 1 << 40}
     finally:
         os.close(fd)
 
