@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 from struct import Struct
 
-_HEADER = Struct(
-    "<6I"
-)  # flags, bytes of a name, how many, offsets of identity, descriptions and values
+_HEADER = Struct("<6I")  # flags, bytes of a name, how many, offsets of identity, descriptions and values
 _DESCRIPTION = Struct("<IhHII")  # flags, exponent, how many values, offset, bucket; then the name
 _VALUE_BYTES = 8
 
