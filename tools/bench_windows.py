@@ -1,6 +1,6 @@
 """What windows cost: first touches, copies of page tables, and switches of address spaces, by guest code under `bt`.
 
-`python -m tools.bench_windows` prints microseconds a page, entry or switch; it is no part of `trapgate bench`.
+`python -m tools.bench_windows` prints microseconds of CPU time for a page, an entry or a switch.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ class Guest:
         return self.cpu.memory
 
     def run(self, code: bytes, **registers: int) -> float:
-        """Seconds from the first instruction of `code` to its HLT."""
+        """Seconds of CPU time from the first instruction of `code` to its HLT."""
         state = self.cpu.state
         self.memory.write(CODE, code)
         state.eip, state.halted = CODE, 0
         names = {"eax": EAX, "ebx": EBX, "ecx": ECX, "esi": ESI, "edi": EDI, "ebp": 5}
         for name, value in registers.items():
             state.gpr[names[name]] = value
-        before = time.perf_counter()
+        before = time.process_time()
         while self.engine.run(1 << 60).kind is not StopKind.HALTED:
             pass
-        return time.perf_counter() - before
+        return time.process_time() - before
 
     def close(self) -> None:
         """Give its share of the host back."""
