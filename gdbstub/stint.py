@@ -7,7 +7,8 @@ STINT_GOAL_S = 0.003
 # A stint that calls back (a condition, a printf) ends here though its budget is not used up.
 STINT_LIMIT_S = 0.005
 MIN_BUDGET_INSNS = 200
-MAX_BUDGET_INSNS = 20_000_000
+# No multiple of a guest's timer period: else each Ctrl-C would find the guest at the same place in the period.
+MAX_BUDGET_INSNS = 16_180_339
 _FIRST_BUDGET_INSNS = 1000
 _MAX_GROWTH = 2.0
 _MAX_SHRINKAGE = 0.1

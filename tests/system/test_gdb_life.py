@@ -16,6 +16,8 @@ from tests.system.trapgate import Trapgate, run, running
 pytestmark = pytest.mark.usefixtures("each_engine")
 
 DEMO = images.path("demo")
+# Two seconds each under bt.
+SPINNING = "quiet run=" + ";".join(["spin 4000000"] * 12)
 
 
 def connect(mi: GdbMi, trapgate: Trapgate, *, extended: bool = False) -> None:
@@ -26,7 +28,7 @@ def connect(mi: GdbMi, trapgate: Trapgate, *, extended: bool = False) -> None:
 @pytest.mark.parametrize("gdb", [stock_gdb(), recent_gdb()], ids=["stock", "recent"])
 def test_ctrl_c_detach_and_reattach(gdb: Path) -> None:
     """By GDB/MI, as a test harness does it: the shell spins, Ctrl-C, look, detach, it runs on, attach again."""
-    with running(DEMO, "--append", "quiet run=spin 4000000") as trapgate:
+    with running(DEMO, "--append", SPINNING) as trapgate:
         with gdb_mi(gdb=gdb, program=DEMO) as mi:
             connect(mi, trapgate)
             mi.command("-break-insert -t spin")
@@ -37,13 +39,20 @@ def test_ctrl_c_detach_and_reattach(gdb: Path) -> None:
                 mi.command("-exec-interrupt")
                 stop = mi.wait_for_stop()
                 assert stop["signal-name"] == "SIGINT"
-            assert mi.evaluate("$cpl") == "0"
             before = int(mi.evaluate("$icount"))
             mi.command("-target-detach")
         with gdb_mi(gdb=gdb, program=DEMO) as mi:
             connect(mi, trapgate)
             assert int(mi.evaluate("$icount")) > before
-            assert "spin" in mi.console("backtrace")
+            # The tasks of ring 3 begin at the first ticks, and code that is new takes its time.
+            for _ in range(50):
+                if "spin" in (found := mi.console("backtrace")):
+                    break
+                mi.command("-exec-continue")
+                time.sleep(0.1)
+                mi.command("-exec-interrupt")
+                mi.wait_for_stop()
+            assert "spin" in found
             mi.command("kill")
         assert trapgate.wait() == 0
 
@@ -100,7 +109,7 @@ def test_monitor_quit_ends_with_its_status() -> None:
 
 
 def test_two_clients_of_which_one_only_looks() -> None:
-    words = (DEMO, "--append", "quiet run=spin 4000000", "--serial", "none")
+    words = (DEMO, "--append", SPINNING, "--serial", "none")
     with running(*words) as trapgate, gdb_mi(program=DEMO) as mi:
         connect(mi, trapgate)
         mi.command("-break-insert -t spin")
