@@ -19,7 +19,10 @@ _GROUPS: Sequence[tuple[str, tuple[str, ...]]] = (
     ("translation", ("translation", "guest bytes", "host bytes", "fragments", "TC", "invalidations", "retranslations")),
     ("control flow", ("chains", "dispatch")),
     ("callouts", ("callouts",)),
-    ("faults and adaptation", ("hidden", "true", "trace", "device", "faults", "budget", "page", "windows", "adapt")),
+    (
+        "faults and adaptation",
+        ("hidden", "true", "trace", "device", "faults", "budget", "page", "windows", "adapt", "reversions"),
+    ),
     ("events", ("interrupts", "exceptions", "injected")),
     ("interpreted code", ("blocks", "instructions")),
 )

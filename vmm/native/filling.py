@@ -165,7 +165,8 @@ class Filler:
             self._shadows.change_rights(window, region, index, 1, kind)
             return Refusal.NONE
         first, count = index, 1
-        around = touched_before and wanted == entry and not watched and self._memory.a20_enabled
+        around = touched_before and wanted == entry and not watched and index not in region.volatile
+        around = around and self._memory.a20_enabled
         if around:
             first, count = self._extent(region, cells, base, index, ram_page, kind)
         self._shadows.map(window, region, first, count, kind, ram_page - (index - first))

@@ -29,6 +29,7 @@ class Region:
         kinds: UNMAPPED, READABLE or WRITABLE for each page.
         mapped: how many are not UNMAPPED.
         boundaries: how often two neighbouring pages cannot be one host mapping.
+        volatile: the pages that a store to the table has unmapped; they are mapped alone, for they may well go again.
         frames: where the owner of the windows has entered it.
         writes_since_fill: stores to its table since a page of it was last filled.
     """
@@ -45,6 +46,7 @@ class Region:
     kinds: bytearray = field(init=False)
     mapped: int = 0
     boundaries: int = 0
+    volatile: set[int] = field(default_factory=set)
     frames: set[int] = field(default_factory=set)
     writes_since_fill: int = 0
     _ram_pages: bytearray = field(init=False)

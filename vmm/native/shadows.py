@@ -236,6 +236,7 @@ class Shadows:
             self.empty(window)
             return
         MappingLedger.used += region.set_run(index, 1, UNMAPPED)
+        region.volatile.add(index)
         self.counters["pages dropped"] += 1
         for observer in self.on_drop:
             observer(window.host, region.first_page + index)

@@ -294,6 +294,21 @@ class TestFill:
         assert subject.fill(0x1_2000)
         assert [subject.rights(page << 12) for page in range(16, 24)] == ["---"] * 2 + ["r--"] + ["---"] * 5
 
+    def test_a_page_that_comes_and_goes_brings_no_others(self, subject: Subject) -> None:
+        for page in (5, 6, 30):
+            subject.map(page, PAGE + 0x1000 * page, RW | ACCESSED | DIRTY)
+        subject.fill(30 << 12)
+        for _ in range(2):
+            subject.map(5, PAGE, RW | ACCESSED | DIRTY)
+            subject.fill(0x5000)
+            subject.map(5, 0)
+        assert subject.rights(0x6000) == "rw-"
+        subject.map(6, 0)
+        subject.map(6, PAGE + 0x6000, RW | ACCESSED | DIRTY)
+        subject.map(5, PAGE, RW | ACCESSED | DIRTY)
+        subject.fill(0x5000)
+        assert (subject.rights(0x5000), subject.rights(0x6000)) == ("rw-", "---")
+
     @pytest.mark.parametrize("touched", [0, 3, 40, 99])
     def test_a_run_is_mapped_at_once(self, subject: Subject, touched: int) -> None:
         bits = ACCESSED | DIRTY | RW
