@@ -118,6 +118,9 @@ def longest_stint_s(run: object, duration_s: float) -> float:
     assert callable(run)
     budget = StintBudget()
     longest_s = 0.0
+    # What is done for the first time in this process, such as the proof that emitted code is harmless, does not count.
+    assert run(budget.insns) is StintEnd.BUDGET
+    assert run(budget.insns) is StintEnd.BUDGET
     end_s = time.thread_time() + duration_s
     while (begun_s := time.thread_time()) < end_s:
         assert run(budget.insns) is StintEnd.BUDGET
