@@ -100,10 +100,12 @@ class PhysicalMemory:
                 observer()
 
     def flag_page(self, ram_page: int, flag: int) -> None:
-        """Set a flag of a page; whoever caches the right to write to it is told."""
-        self.page_flags[ram_page] |= flag
-        for observer in self.flag_observers:
-            observer(ram_page)
+        """Set a flag of a page; whoever caches the right to write to it is told, unless another flag forbids that."""
+        before = self.page_flags[ram_page]
+        self.page_flags[ram_page] = before | flag
+        if not before:
+            for observer in self.flag_observers:
+                observer(ram_page)
 
     def map_device(self, first: int, length: int, device: MemoryDevice) -> None:
         """Give `length` bytes from physical `first` on to `device`; whole pages, outside RAM or in the PC hole."""

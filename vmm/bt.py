@@ -19,6 +19,7 @@ from machine.faults import GuestFault, SoftwareInterrupt, Vector
 from machine.flags import RF, TF
 from machine.instructions import Effect
 from machine.memory import PAGE_SHIFT
+from machine.paging import walk
 from machine.state import EAX, MASK32, SHADOW_NONE, SHADOW_STI, Gpr
 from vmm.interp import DR7_ENABLED, Interpreter
 from vmm.native import stateblock
@@ -47,6 +48,8 @@ MIN_BUDGET_INSNS = 32  # below that, entering the TC costs more than interpretin
 SHORT_STRETCH_INSNS = 8
 GUARDED_INSNS = 48
 _TC_RESERVE_BYTES = 64 << 10
+_LONGEST_ACCESS_BYTES = 16
+_NO_BUDGET = -1  # of a moment that never comes
 _HABITS = (Refusal.TRACE, Refusal.DEVICE)  # an instruction that faults so will do it again
 _PLAIN = (Effect.NEXT, Effect.BRANCH, Effect.REPEAT)  # leaves everything but general registers and flags alone
 
@@ -91,6 +94,9 @@ class BinaryTranslator(Interpreter):
             self._verifier = Verifier(self._tc)
         self._spaces = Spaces(self._cpu, self._tc.state)
         self._windows = self._spaces.windows
+        leaves = (*self._cpu.model.leaf(0), *self._cpu.model.leaf(1))
+        for number, value in enumerate(leaves):
+            self._tc.state.words[stateblock.CPUID + number] = value
         super().enter()
         self._spaces.attach()
         self._registers = GuestRegisters(self._cpu, self._tc.state)
@@ -170,7 +176,7 @@ class BinaryTranslator(Interpreter):
                     return None
             except GuestFault as fault:
                 return self._deliver_fault(fault, cpu.state.eip)
-            if cpu.state.shadow:
+            if cpu.state.shadow or cpu.state.eflags & RF:
                 return None
             if self._guarding and clock.icount - began_icount < SHORT_STRETCH_INSNS:
                 self._guarded_until_icount = clock.icount + GUARDED_INSNS
@@ -264,6 +270,7 @@ class BinaryTranslator(Interpreter):
             return True
         self._registers.hand_over()
         quads[stateblock.BUDGET] = limit_icount - clock.icount
+        quads[stateblock.RESUME_BUDGET] = _NO_BUDGET
         cpu.repeating = False  # a REP under way goes on natively, or is interpreted again
         while target is not None:
             quads[stateblock.TARGET] = tc.host + target
@@ -353,10 +360,16 @@ class BinaryTranslator(Interpreter):
             if shadow == SHADOW_STI and words[stateblock.INTERRUPT_FLAG_BEFORE]:
                 shadow = SHADOW_NONE
         state.shadow = shadow
+        if tc.state.quads[stateblock.BUDGET] == tc.state.quads[stateblock.RESUME_BUDGET]:
+            state.eflags |= RF  # nothing has retired since an IRET that set it
         self._cpu.clock.icount = limit_icount - tc.state.quads[stateblock.BUDGET]
 
     def _handle_fault(self, space: Space, limit_icount: int) -> int | None:
-        """A host signal in emitted code: the offset in the TC at which to go on, or None if the interpreter has to."""
+        """A host signal in emitted code: the offset in the TC at which to go on, or None if the interpreter has to.
+
+        Raises:
+            GuestFault: the instruction at EIP faults, as far as can be told without executing it.
+        """
         tc = self._tc
         assert tc is not None
         quads, words = tc.state.quads, tc.state.words
@@ -385,6 +398,12 @@ class BinaryTranslator(Interpreter):
         self._sync(limit_icount, fragment.eips[retired])
         if fragment.spans:
             recover(fragment.spans, retired, self._cpu.state)
+        if index in fragment.faulting_in_order:
+            if words[stateblock.FAULT_SIGNAL * 2] == signal.SIGFPE and not quads[stateblock.FAULT_TRAP]:
+                raise GuestFault(Vector.DE)
+            # A fault close to the beginning of a page may be of an access that begins in the page before.
+            if can_fill and self._windows.refusal is Refusal.PAGE_FAULT and linear & 0xFFF >= _LONGEST_ACCESS_BYTES:
+                walk(self._cpu.memory, space.window.paging, linear, write=write, user=space.mode.user)
         is_habit = is_access and not tc.is_budget_guard(host) and self._windows.refusal in _HABITS
         by_device = self._windows.refusal is Refusal.DEVICE
         if is_habit and self._culprits.fault(fragment, fragment.eips[retired], by_device=by_device):
@@ -459,6 +478,7 @@ class BinaryTranslator(Interpreter):
             unit.shadows,
             unit.spans,
             unit.stack_offsets,
+            unit.faulting_in_order,
         )
         self._fragments.add(fragment)
         self._culprits.translated(fragment)

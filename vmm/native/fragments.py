@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from vmm.native.fpupointers import Span
@@ -30,6 +31,7 @@ class Fragment:
         shadows: what holds events off before an instruction, by its number: SHADOW_*, left out where nothing does.
         spans: pointers of x87 instructions that are not stored at once.
         stack_offsets: as of `Unit`.
+        faulting_in_order: numbers of the instructions that meet page faults where and as the interpreter would.
     """
 
     mode: Mode
@@ -44,6 +46,7 @@ class Fragment:
     shadows: Mapping[int, int] = field(default_factory=dict)
     spans: tuple[Span, ...] = ()
     stack_offsets: Mapping[int, int] = field(default_factory=dict)
+    faulting_in_order: AbstractSet[int] = frozenset()
 
     def index_at(self, offset: int) -> int:
         """Which guest instruction the code at `offset` belongs to; -1 before the first."""

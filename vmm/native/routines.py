@@ -20,6 +20,7 @@ from machine.state import CS, DS, ES, FS, GS, SS
 from vmm.native.assembler import Assembler
 from vmm.native.operands import (
     EAX,
+    EBX,
     ECX,
     EDX,
     R8,
@@ -60,7 +61,7 @@ _GATE_32 = 0x8E00
 _TRAP_GATE_BIT = 0x0100
 _RFLAGS = STATUS_MASK | DF
 _HOST_FLAGS = 2 | IF
-_LOADED = TF | NT | VM | RF | VIF | VIP | AC  # a popped image with any of these is for the interpreter
+_LOADED = TF | NT | VM | VIF | VIP | AC  # a popped image with any of these is for the interpreter
 
 _DATA_REGISTERS = ((ES, "es"), (DS, "ds"), (FS, "fs"), (GS, "gs"))
 _NULLABLE = (FS, GS)
@@ -216,6 +217,7 @@ def emit_routines(assembler: Assembler, callout: int) -> dict[str, int]:
     _emit_sysenter(begin("sysenter"))
     _emit_sysexit(begin("sysexit"))
     _emit_load_cr3(begin("load cr3"))
+    _emit_cpuid(begin("cpuid"))
     return entries
 
 
@@ -534,6 +536,11 @@ def _emit_load_flags(writer: _Writer, *, with_iopl: bool) -> None:
     """EFLAGS = the image kept aside; without IOPL also without IF, for IOPL is below 3 there."""
     emit = writer.emit
     image = word("segments_new", 0)
+    plain = Label()
+    emit("test", image, RF)
+    emit("je", plain)
+    emit("mov", field("resume_budget"), R10)
+    writer.asm.bind(plain)
     if with_iopl:
         emit("mov", EAX, image)
         emit("and", EAX, IF)
@@ -592,6 +599,30 @@ def _emit_fixed_segments(writer: _Writer, *, code: int, stack: int, level: int) 
         emit("and", R9D, 0xFFFF)
         emit("mov", word("segments", 2 * number), R9D)
         emit("mov", word("segments", 2 * number + 1), access | level << _DPL_BIT)
+
+
+def _emit_cpuid(writer: _Writer) -> None:
+    """CPUID of leaves 0 and 1."""
+    emit = writer.emit
+    first = Label()
+    emit("mov", field("routine_return"), R8)
+    for leaf in (1, 0):
+        emit("cmp", EAX, leaf)
+        if leaf:
+            emit("jne", first)
+        else:
+            writer.unless("e")
+        for number, register in enumerate((EAX, EBX, ECX, EDX)):
+            source = word("cpuid", 4 * leaf + number)
+            if register is EBX:
+                emit("mov", EBX, source)
+            else:
+                emit("mov", R9D, source)
+                emit("mov", word("routine_registers", _SAVED.index(register)), R9D)
+        writer.succeed()
+        if leaf:
+            writer.asm.bind(first)
+    writer.fail()
 
 
 def _emit_load_cr3(writer: _Writer) -> None:

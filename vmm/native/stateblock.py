@@ -52,6 +52,8 @@ _FIELDS = (
     ("routine_access", 4),
     ("segments_new", 8),
     ("ns_per_insn", 8),
+    ("resume_budget", 8),  # what was left when IRET set RF: as long as that is so, RF is set
+    ("cpuid", 32),  # EAX EBX ECX EDX of leaves 0 and 1
     ("port", 4),  # a port access: which port,
     ("port_access", 4),  # its size in bytes, and PORT_STORE,
     ("port_resume", 4),  # and the offset in the TC at which to go on
@@ -181,6 +183,8 @@ ROUTINE_FLAGS = OFFSETS["routine_flags"] // 8
 KERNEL_SPACE = OFFSETS["kernel_space"] // 8
 USER_SPACE = OFFSETS["user_space"] // 8
 INTERRUPT_FLAG_BEFORE = OFFSETS["interrupt_flag_before"] // 4
+RESUME_BUDGET = OFFSETS["resume_budget"] // 8
+CPUID = OFFSETS["cpuid"] // 4
 PORT = OFFSETS["port"] // 4
 PORT_ACCESS = OFFSETS["port_access"] // 4
 PORT_RESUME = OFFSETS["port_resume"] // 4

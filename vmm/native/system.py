@@ -211,3 +211,9 @@ def emit_port_access(draft: Draft, instruction: Instruction) -> bool:
     emit("mov", field("port_access"), size_bytes | (PORT_STORE if is_store else 0))
     draft.leave_for_port(instruction.ip32, instruction.next_ip32)
     return True
+
+
+def emit_cpuid(draft: Draft, instruction: Instruction) -> bool:
+    """CPUID, which no ring is denied."""
+    draft.call_routine("cpuid", instruction.ip32, instruction.next_ip32)
+    return True

@@ -65,6 +65,7 @@ EMITTERS: dict[str, Emitter] = {
     "sysexit": system.emit_sysexit,
     "mov_from_cr": system.emit_mov_from_cr,
     "mov_to_cr": system.emit_mov_to_cr,
+    "cpuid": system.emit_cpuid,
     "in": system.emit_port_access,
     "out": system.emit_port_access,
     "invlpg": system.emit_invlpg,
@@ -75,6 +76,10 @@ EMITTERS: dict[str, Emitter] = {
     "nop": emit_nothing,
     **{f"{kind}{width}": strings.emit_string for kind in ("movs", "cmps", "stos", "lods", "scas") for width in "bwd"},
 }
+
+
+# Besides IDENT: their host code accesses memory in the order and in the way in which the interpreter does.
+_FAULTING_IN_ORDER = frozenset({"push", "ret", "leave", "jmp"})
 
 
 def translate(
@@ -175,7 +180,10 @@ def _leaves_stack_unsettled(instruction: Instruction, name: str) -> bool:
 def _emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect, data: bytes, decoder: Decoder) -> bool:
     emitter = EMITTERS.get(name)
     if emitter is not None:
+        if name in _FAULTING_IN_ORDER:
+            draft.faulting_in_order.add(len(draft.hosts) - 1)
         return emitter(draft, instruction)
+    draft.faulting_in_order.add(len(draft.hosts) - 1)
     if name not in IDENT or effect not in (Effect.NEXT, Effect.BRANCH):
         return False
     offset = instruction.ip32 - draft.eip

@@ -8,6 +8,7 @@ Flags: nothing here changes RFLAGS, in which the guest's status flags live.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from machine.state import SHADOW_NONE
@@ -65,6 +66,7 @@ class Unit:
         spans: what x87 instructions leave behind and is not stored at once.
         floating: it has instructions that need the guest's FPU state.
         stack_offsets: by number, before which instructions guest ESP is not what R12D holds, but that plus so much.
+        faulting_in_order: as of `Fragment`.
     """
 
     eip: int
@@ -78,6 +80,7 @@ class Unit:
     spans: tuple[Span, ...] = ()
     floating: bool = False
     stack_offsets: Mapping[int, int] = field(default_factory=dict)
+    faulting_in_order: AbstractSet[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -100,6 +103,7 @@ class Draft:
         gates: those of the FPU that this TU has passed.
         stack_offset: guest ESP is R12D plus this: pushes and pops in a row move R12D once.
         stack_offsets: as of `Unit`.
+        faulting_in_order: as of `Fragment`.
     """
 
     tc: TranslationCache
@@ -118,6 +122,7 @@ class Draft:
     gates: set[str] = field(default_factory=set)
     stack_offset: int = 0
     stack_offsets: dict[int, int] = field(default_factory=dict)
+    faulting_in_order: set[int] = field(default_factory=set)
     _charge_at: int = 0
     _refunds: list[tuple[int, int]] = field(default_factory=list)
     _side_exits: list[SideExit] = field(default_factory=list)
@@ -306,4 +311,5 @@ class Draft:
             tuple(self.pointers.spans),
             bool(self.gates),
             self.stack_offsets,
+            self.faulting_in_order,
         )
