@@ -26,7 +26,8 @@ from iced_x86 import (
 
 from machine.instructions import fpu as x87
 from machine.instructions import simd
-from machine.state import CS, DS, EAX, ES, SS
+from machine.instructions.operands import CONDITION_NAMES
+from machine.state import CS, DS, ES, SS
 from vmm.native import guest
 from vmm.native.fpupointers import LastInstruction, LastOperand
 from vmm.native.ident import IDENT
@@ -43,6 +44,10 @@ FLOATING: Final = (x87.COMPUTED | simd.COMPUTED | _CONTROL | _UNGATED) - _CALLOU
 """The rows that are emitted; the others of the FPU save and load more than the host should see, and are callouts."""
 
 _XMM_KINDS: Final = frozenset({OpCodeOperandKind.XMM_REG, OpCodeOperandKind.XMM_RM, OpCodeOperandKind.XMM_OR_MEM})
+# Their ways out of the TU store the pointers themselves.
+_BRANCHES: Final = frozenset(f"j{name}" for name in CONDITION_NAMES)
+_STEPS: Final = {"inc": 1, "dec": -1, "add": 1, "sub": -1}
+_IMMEDIATES: Final = frozenset({OpKind.IMMEDIATE8TO32, OpKind.IMMEDIATE32})
 _WRITES: Final = frozenset({OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE})
 # Undocumented encodings of documented instructions, which the decoder names by their opcode bytes.
 _CANONICAL: Final = {
@@ -81,13 +86,32 @@ def emit_floating(draft: Draft, instruction: Instruction, name: str) -> bool:
     return True
 
 
-def must_store_pointers(draft: Draft, instruction: Instruction, name: str) -> bool:
-    """Whether pointers are to be stored before an instruction: it may leave the TU, or changes what they come from."""
-    if name in FLOATING:
-        return draft.pointers.needs((EAX,)) if name == "fnstsw" else False
-    if name not in IDENT:
-        return True
-    return draft.pointers.needs(_written(instruction))
+def prepare_pointers(draft: Draft, instruction: Instruction, name: str) -> None:
+    """Before an instruction: store the pointers if it may leave the TU, the operand's if it changes its address."""
+    index = len(draft.hosts)
+    if name in _BRANCHES or (name in FLOATING and name != "fnstsw"):
+        return
+    if name not in IDENT and name != "fnstsw":
+        draft.store_pointers()
+        return
+    delta = _constant_step(instruction, name)
+    if delta is not None:
+        draft.pointers.shift(index, RegisterExt.number(instruction.op0_register), delta)
+    elif draft.pointers.needs(_written(instruction)):
+        draft.pointers.store_operand(draft.asm, index)
+
+
+def _constant_step(instruction: Instruction, name: str) -> int | None:
+    """What INC, DEC, ADD or SUB with a constant adds to a 32-bit register; None for anything else."""
+    if (
+        name not in _STEPS
+        or instruction.op0_kind != OpKind.REGISTER
+        or not RegisterExt.is_gpr32(instruction.op0_register)
+    ):
+        return None
+    if instruction.op_count == 1:
+        return _STEPS[name]
+    return _STEPS[name] * instruction.immediate(1) if instruction.op1_kind in _IMMEDIATES else None
 
 
 def _written(instruction: Instruction) -> set[int]:

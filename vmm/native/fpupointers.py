@@ -3,9 +3,8 @@
 It knows which pointers each instruction of a TU leaves behind, and when emitted code has to store them; which
 instructions leave any, it must not know.
 
-Emitted code stores the pointers once for a run of x87 instructions: before a branch, at the end of the TU, and before
-an instruction that changes a register of the operand's address. If a fault ends the run earlier, `Span`s say what was
-not stored yet.
+Emitted code stores the pointers once for a run of x87 instructions: on the way out of the TU, and before an instruction
+that changes a register of the operand's address. If a fault ends the run earlier, `Span`s say what was not stored yet.
 
 Source: SDM Vol. 1, "x87 FPU Instruction and Data (Operand) Pointers" and "Last Instruction Opcode".
 """
@@ -13,7 +12,7 @@ Source: SDM Vol. 1, "x87 FPU Instruction and Data (Operand) Pointers" and "Last 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from machine.fpustate import FCS, FDP, FDS, FIP, FOP, FpuState
 from machine.state import CS, MASK32, CpuState
@@ -83,29 +82,34 @@ class Pointers:
         return not used.isdisjoint(written)
 
     def store(self, asm: Assembler, index: int) -> None:
-        """Emit the stores of what is to be stored, before the guest instruction numbered `index`; no flags change.
-
-        state.fpu_ip, fpu_op = constants; fpu_cs = CS; fpu_dp = effective address; fpu_ds = its segment's selector
-        """
-        emit = asm.emit
-        if self._instruction is not None:
-            _, instruction = self._instruction
-            emit("mov", block_field("fpu_ip"), instruction.eip)
-            emit("mov", block_field("fpu_op"), instruction.opcode)
-            emit("mov", R8D, selector(CS))
-            emit("mov", block_field("fpu_cs"), R8D)
-        if self._operand is not None:
-            _, operand = self._operand
-            place = operand.place
-            if place.base is None and place.index is None:
-                emit("mov", block_field("fpu_dp"), place.displacement & MASK32)
-            else:
-                emit("lea", R8D, _plain(place))
-                emit("mov", block_field("fpu_dp"), R8D)
-            emit("mov", R8D, selector(operand.segment))
-            emit("mov", block_field("fpu_ds"), R8D)
+        """Emit the stores of what is to be stored, before the guest instruction numbered `index`."""
+        for value in self.open:
+            emit_store(asm, value)
         self._close_instruction(index - 1)
         self._close_operand(index - 1)
+
+    def store_operand(self, asm: Assembler, index: int) -> None:
+        """The same for the pointer to the operand alone: the instruction changes what it comes from."""
+        if self._operand is not None:
+            emit_store(asm, self._operand[1])
+            self._close_operand(index - 1)
+
+    def shift(self, index: int, register: int, delta: int) -> None:
+        """The guest instruction numbered `index` adds a constant to a general register: the operand stays the same."""
+        if self._operand is None:
+            return
+        value = self._operand[1]
+        place, host = value.place, GUEST_REGISTERS[register]
+        amount = delta * ((place.base == host) + place.scale * (place.index == host))
+        if amount:
+            displacement = (place.displacement - amount + (1 << 31) & MASK32) - (1 << 31)
+            self._close_operand(index)
+            self._operand = index, LastOperand(replace(place, displacement=displacement), value.segment)
+
+    @property
+    def open(self) -> tuple[LastInstruction | LastOperand, ...]:
+        """What is to be stored: on every way out of the TU from here, unless `store` comes before it."""
+        return tuple(each[1] for each in (self._instruction, self._operand) if each is not None)
 
     def _close_instruction(self, last: int) -> None:
         if self._instruction is not None:
@@ -120,6 +124,28 @@ class Pointers:
     def _close(self, index: int, last: int, value: LastInstruction | LastOperand) -> None:
         if index < last:
             self.spans.append(Span(index + 1, last, value))
+
+
+def emit_store(asm: Assembler, value: LastInstruction | LastOperand) -> None:
+    """Store pointers, by way of R8D; no flags change.
+
+    state.fpu_ip, fpu_op = constants; fpu_cs = CS; or fpu_dp = effective address; fpu_ds = its segment's selector
+    """
+    emit = asm.emit
+    if isinstance(value, LastInstruction):
+        emit("mov", block_field("fpu_ip"), value.eip)
+        emit("mov", block_field("fpu_op"), value.opcode)
+        emit("mov", R8D, selector(CS))
+        emit("mov", block_field("fpu_cs"), R8D)
+        return
+    place = value.place
+    if place.base is None and place.index is None:
+        emit("mov", block_field("fpu_dp"), place.displacement & MASK32)
+    else:
+        emit("lea", R8D, _plain(place))
+        emit("mov", block_field("fpu_dp"), R8D)
+    emit("mov", R8D, selector(value.segment))
+    emit("mov", block_field("fpu_ds"), R8D)
 
 
 def _plain(place: Memory) -> Memory:

@@ -20,7 +20,7 @@ from machine.instructions.table import FPU_FEATURES
 from vmm.blocks import OPTIONS
 from vmm.native import flow, guest, stack, strings, system
 from vmm.native.cache import TranslationCache
-from vmm.native.floating import FLOATING, emit_floating, must_store_pointers
+from vmm.native.floating import FLOATING, emit_floating, prepare_pointers
 from vmm.native.ident import IDENT, emit_ident
 from vmm.native.modes import Mode
 from vmm.native.unit import Draft, Unit
@@ -142,8 +142,8 @@ def _emit(
     row = lookup(instruction.code, features)
     if row is None or instruction.next_ip == 1 << 32:
         return False
-    if draft.pointers.pending and must_store_pointers(draft, instruction, row.mnemonic):
-        draft.store_pointers()
+    if draft.pointers.pending:
+        prepare_pointers(draft, instruction, row.mnemonic)
     if draft.stack_offset and not _leaves_stack_unsettled(instruction, row.mnemonic):
         draft.settle_stack()
     before = len(draft.asm.code)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from machine.state import SHADOW_NONE
 from vmm.native.assembler import Assembler
 from vmm.native.cache import GUARD_BIAS, GUEST_ESP, Exit, TranslationCache
-from vmm.native.fpupointers import Pointers, Span
+from vmm.native.fpupointers import LastInstruction, LastOperand, Pointers, Span, emit_store
 from vmm.native.modes import Mode
 from vmm.native.operands import R8, R8D, R9, R9D, R10, R11, R13, R14, Memory, Register, address
 from vmm.native.stateblock import field as field_of
@@ -43,11 +43,13 @@ class SideExit:
         at: offset of the rel32 that leads there.
         eip: the guest address that it goes to, in the page of the TU.
         retired: how many instructions have retired by then; the others that were charged are given back.
+        pointers: what x87 instructions left behind, to be stored on the way.
     """
 
     at: int
     eip: int
     retired: int
+    pointers: tuple[LastInstruction | LastOperand, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,10 +238,13 @@ class Draft:
 
     def leave(self, name: str, eip: int) -> None:
         """A conditional jump (or a jump that one leads around) to an address in the page, or on to what follows."""
-        self._side_exits.append(SideExit(self.asm.jump_to(name, self.tc.host), eip, len(self.hosts)))
+        at = self.asm.jump_to(name, self.tc.host)
+        self._side_exits.append(SideExit(at, eip, len(self.hosts), self.pointers.open))
 
     def leave_page(self, eip: int) -> None:
         """Go to an address out of the page, from what only one way out of the TU comes to."""
+        for value in self.pointers.open:
+            emit_store(self.asm, value)
         self.asm.emit("lea", R10, address(R10, _CHARGE_PLACEHOLDER))
         self._refunds.append((len(self.asm.code) - 4, len(self.hosts)))
         self.asm.emit("mov", R8D, eip)
@@ -285,10 +290,12 @@ class Draft:
         """Append the stubs to which links lead until they are chained, and fill in the charge."""
         asm = self.asm
         for side in self._side_exits:
-            if side.retired == charged:
+            if side.retired == charged and not side.pointers:
                 self.links.append(Link(side.at, side.eip))
                 continue
             self.bind_short(side.at)
+            for value in side.pointers:
+                emit_store(asm, value)
             asm.emit("lea", R10, address(R10, charged - side.retired))
             self.link("jmp", side.eip)
         for link in self.links:

@@ -129,9 +129,19 @@ class TestSpans:
     def test_a_changed_base_ends_it(self, tc: TranslationCache) -> None:
         spans = unit_of(tc, "fld dword ptr [ebx]\ninc eax\nmov bl, 3\ninc eax\njmp .").spans
         assert spans == (
-            Span(1, 1, LastInstruction(EIP, 0x103)),
             Span(1, 1, LastOperand(Memory(32, EBX, gs=True), DS)),
+            Span(1, 3, LastInstruction(EIP, 0x103)),
         )
+
+    def test_a_base_that_moves_is_followed(self, tc: TranslationCache) -> None:
+        spans = unit_of(tc, "fld dword ptr [ecx+4*ecx-8]\ninc ecx\nsub ecx, -3\njmp .").spans
+        operands = [(span.first, span.last, span.value) for span in spans if isinstance(span.value, LastOperand)]
+        places = [Memory(32, ECX, ECX, 4, displacement, gs=True) for displacement in (-8, -13, -28)]
+        assert operands == [
+            (1, 1, LastOperand(places[0], DS)), (2, 2, LastOperand(places[1], DS)),
+        ]  # fmt: skip
+        unfinished = unit_of(tc, "fld dword ptr [ecx+4*ecx-8]\ninc ecx\nsub ecx, -3\ncdq\ncdq\njmp .").spans
+        assert Span(3, 4, LastOperand(places[2], DS)) in unfinished
 
     def test_mmx_leaves_none(self, tc: TranslationCache) -> None:
         assert not unit_of(tc, "paddd mm0, [ecx]\ninc eax\njmp .").spans
