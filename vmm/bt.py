@@ -438,7 +438,10 @@ class BinaryTranslator(Interpreter):
             PageFault: the address cannot be fetched.
         """
         cpu = self._cpu
-        physical = cpu.mmu.translate(eip, write=False, user=cpu.mmu.user)
+        if eip > space.mode.code_limit:
+            return None
+        linear = space.mode.linear(eip)
+        physical = cpu.mmu.translate(linear, write=False, user=cpu.mmu.user)
         at = cpu.memory.ram_address(physical)
         if at < 0:
             return None
@@ -446,7 +449,7 @@ class BinaryTranslator(Interpreter):
         fragment = self._fragments.by_address.get((space.mode, ram_page, eip))
         if fragment is None:
             fragment = self._translate(space.mode, eip, at)
-        self._windows.fill(eip, write=False, window=space.window)
+        self._windows.fill(linear, write=False, window=space.window)
         offset = self._landings.get(ram_page, {}).get((space.mode, eip), fragment.start)
         space.table.set(eip, offset)
         return fragment.start
@@ -459,7 +462,7 @@ class BinaryTranslator(Interpreter):
             self.flush_translations()
         ram_page = at >> PAGE_SHIFT
         data = bytes(memory.ram8[at : (ram_page + 1) << PAGE_SHIFT])
-        unit = translate(tc, mode, eip, data, self._stops(eip, ram_page), self._cpu.model.instructions)
+        unit = translate(tc, mode, eip, data, self._stops(mode, eip, ram_page), self._cpu.model.instructions)
         if unit.floating:
             self._fpu.used = True
         if self._verifier is not None:
@@ -485,7 +488,7 @@ class BinaryTranslator(Interpreter):
         for head in self._diverted.pop((mode, ram_page, eip), ()):
             self._divert(head, eip, start)
         for offset, landing_eip in unit.landings:
-            if landing_eip >> PAGE_SHIFT == eip >> PAGE_SHIFT:
+            if mode.linear(landing_eip) >> PAGE_SHIFT == mode.linear(eip) >> PAGE_SHIFT:
                 self._landings.setdefault(ram_page, {})[mode, landing_eip] = start + offset
         if not memory.page_flags[ram_page] & HOLDS_FRAGMENTS:
             memory.flag_page(ram_page, HOLDS_FRAGMENTS)
@@ -493,14 +496,15 @@ class BinaryTranslator(Interpreter):
         self._tally.seconds_in_translator += time.perf_counter() - before
         return fragment
 
-    def _stops(self, eip: int, ram_page: int) -> frozenset[int]:
+    def _stops(self, mode: Mode, eip: int, ram_page: int) -> frozenset[int]:
         """The guest addresses in the page of `eip` that have a breakpoint, by linear or by physical address."""
-        page = eip & ~0xFFF
+        page = mode.linear(eip) & ~0xFFF
         stops = {address for address in {*self._breakpoints, *self._register_stops} if address & ~0xFFF == page}
         stops.update(
             page | address & 0xFFF for address in self._physical_breakpoints if address >> PAGE_SHIFT == ram_page
         )
-        return frozenset(stops) | self._culprits.adapted(ram_page)
+        eips = frozenset(address - mode.code_base & MASK32 for address in stops)
+        return eips | self._culprits.adapted(ram_page)
 
     def _debug_changed(self) -> None:
         """Breakpoints came or went: the fragments of their pages are translated anew."""
@@ -539,7 +543,7 @@ class BinaryTranslator(Interpreter):
         if not linear and not physical:
             return
         for ram_page, fragments in list(self._fragments.pages.items()):
-            if ram_page in physical or any(fragment.eip >> PAGE_SHIFT in linear for fragment in fragments):
+            if ram_page in physical or any(fragment.linear >> PAGE_SHIFT in linear for fragment in fragments):
                 self._drop_page(ram_page)
 
     def _code_written(self, at: int, length: int, _old: bytes, flags: int) -> None:

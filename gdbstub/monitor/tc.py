@@ -68,7 +68,7 @@ def _show_fragment(guest: GuestTarget, translations: Translations, fragment: Fra
         f"  {_plural(translations.chains_to(fragment), 'direct branch leads', 'direct branches lead')} to it; "
         "executions are not counted\n"
     )
-    first = fragment.ram_page << PAGE_SHIFT | fragment.eip & 0xFFF
+    first = fragment.ram_page << PAGE_SHIFT | fragment.linear & 0xFFF
     code = bytes(memory.ram8[first : first + max(fragment.guest_bytes, 15)])
     for line in translations.lines(fragment, code):
         yield _format(line)

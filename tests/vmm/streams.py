@@ -21,7 +21,7 @@ from tests.machine.instruction_cases import Case, by_mnemonic, decode
 from tests.oracles.assembler import assemble
 from tests.vmm.bare import Bare, map_low_memory, set_handler, set_page
 from vmm.native.ident import IDENT
-from vmm.native.translator import EMITTERS
+from vmm.native.translator import EMITTERS, NARROW_EMITTERS
 
 CODE = 0x40_0000  # linear; two pages
 CODE_BYTES = 0x2000
@@ -98,7 +98,7 @@ PREFIXES = (0, 0, 0, 0, 0, 0, 0, 0x26, 0x36, 0x3E, 0x2E, 0x64, 0x65, 0xF0, 0xF2,
 @cache
 def cases() -> tuple[Case, ...]:
     """What the translator has an emitter for, with 32-bit addresses."""
-    names = (IDENT | set(EMITTERS)) - _SKIPPED
+    names = (IDENT | set(EMITTERS) | set(NARROW_EMITTERS)) - _SKIPPED
     return tuple(
         case
         for name, found in sorted(by_mnemonic(32).items())

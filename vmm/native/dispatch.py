@@ -16,13 +16,15 @@ TABLE_BYTES = 4 << 32
 
 @dataclass(slots=True)
 class DispatchTable:
-    """The table of one window.
+    """The table of one space.
 
     Attributes:
+        code_base: what makes a linear address of a guest address.
         host: its address.
         entries: linear page number to the entries of that page, offsets by guest address.
     """
 
+    code_base: int = 0
     host: int = 0
     entries: dict[int, dict[int, int]] = field(default_factory=dict)
 
@@ -37,12 +39,15 @@ class DispatchTable:
     def set(self, eip: int, offset: int) -> None:
         """Let jumps to `eip` go to the code at `offset`."""
         ctypes.c_uint32.from_address(self.host + 4 * eip).value = offset
-        self.entries.setdefault(eip >> 12, {})[eip] = offset
+        self.entries.setdefault(self._page(eip), {})[eip] = offset
 
     def get(self, eip: int) -> int | None:
         """The offset of the code for `eip`; None without an entry."""
-        page = self.entries.get(eip >> 12)
+        page = self.entries.get(self._page(eip))
         return None if page is None else page.get(eip)
+
+    def _page(self, eip: int) -> int:
+        return (self.code_base + eip & 0xFFFF_FFFF) >> 12
 
     def clear_page(self, page: int) -> None:
         """Let jumps into a linear page miss."""

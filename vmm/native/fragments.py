@@ -48,6 +48,11 @@ class Fragment:
     stack_offsets: Mapping[int, int] = field(default_factory=dict)
     faulting_in_order: AbstractSet[int] = frozenset()
 
+    @property
+    def linear(self) -> int:
+        """Linear address of its first instruction."""
+        return self.mode.linear(self.eip)
+
     def index_at(self, offset: int) -> int:
         """Which guest instruction the code at `offset` belongs to; -1 before the first."""
         return bisect_right(self.hosts, offset) - 1
@@ -74,7 +79,7 @@ class FragmentIndex:
         self.by_address[fragment.mode, fragment.ram_page, fragment.eip] = fragment
         self.pages.setdefault(fragment.ram_page, []).append(fragment)
         covered = self.covered.setdefault(fragment.ram_page, bytearray(4096))
-        first = fragment.eip & 0xFFF
+        first = fragment.linear & 0xFFF
         covered[first : first + fragment.guest_bytes] = b"\1" * fragment.guest_bytes
         self._starts.append(fragment.start)
         self._fragments.append(fragment)

@@ -121,7 +121,7 @@ class Translations:
         bounds = [fragment.start, *fragment.hosts, fragment.end]
         host = list(self._host_lines(fragment))
         starts = [line.offset for line in host]
-        texts = _guest_texts(fragment.eip, guest)
+        texts = _guest_texts(fragment.mode, fragment.eip, guest)
 
         def between(low: int, high: int) -> tuple[HostLine, ...]:
             return tuple(host[bisect_right(starts, low - 1) : bisect_right(starts, high - 1)])
@@ -185,8 +185,8 @@ def _decoder(mode: int) -> capstone.Cs:
     return decoder
 
 
-def _guest_texts(eip: int, guest: bytes) -> dict[int, str]:
+def _guest_texts(mode: Mode, eip: int, guest: bytes) -> dict[int, str]:
     return {
         insn.address: f"{insn.mnemonic} {insn.op_str}".strip()
-        for insn in _decoder(capstone.CS_MODE_32).disasm(guest, eip)
+        for insn in _decoder(capstone.CS_MODE_16 if mode.is_narrow else capstone.CS_MODE_32).disasm(guest, eip)
     }

@@ -212,6 +212,7 @@ def emit_routines(assembler: Assembler, callout: int) -> dict[str, int]:
         if number not in _NULLABLE:
             _emit_load(begin(f"load flat {name}"), number, flat=True)
     _emit_popf(begin("popf"))
+    _emit_popf(begin("popfw"), narrow=True)
     _emit_interrupt(begin("int"))
     _emit_iret(begin("iret"))
     _emit_sysenter(begin("sysenter"))
@@ -302,10 +303,14 @@ def _emit_base_and_bounds(writer: _Writer, number: int) -> None:
     emit("mov", segment_bound(number, write=True), RCX)
 
 
-def _emit_popf(writer: _Writer) -> None:
-    """POPFD with the image in R9D; ESP is the caller's to move."""
+def _emit_popf(writer: _Writer, *, narrow: bool = False) -> None:
+    """POPFD, or POPF, with the image in R9D; ESP is the caller's to move."""
     emit = writer.emit
     emit("mov", field("routine_return"), R8)
+    if narrow:
+        emit("mov", EAX, field("system_flags"))
+        emit("and", EAX, ID)
+        emit("or", R9D, EAX)
     outer, load = Label(), Label()
     emit("test", R9D, TF | NT | AC)
     writer.unless("e")

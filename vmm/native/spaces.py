@@ -6,6 +6,7 @@ the current page tables, and of some page tables used lately. It must not know f
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from machine.cpu import Cpu
@@ -17,6 +18,7 @@ from vmm.native.modes import Mode, Modes
 from vmm.native.stateblock import StateBlock
 from vmm.native.windows import Window, Windows
 
+MAX_OTHER_TABLES = 48  # real-mode code uses many bases of CS, each of which has a table
 _PAGING_IN_CR0 = CR0_PG | CR0_WP
 _PAGING_IN_CR4 = CR4_PAE | CR4_PSE | CR4_PGE
 
@@ -54,6 +56,7 @@ class Spaces:
         self._by_window: dict[int, dict[Mode, Space]] = {}
         self._by_table: dict[int, Space] = {}
         self._published: Space | None = None
+        self._tables_of_others: OrderedDict[int, Space] = OrderedDict()  # of modes that are not plain; in order of use
         self._regime: tuple[Mode, int, int] | None = None
 
     def attach(self) -> None:
@@ -69,6 +72,7 @@ class Spaces:
             space.table.close()
         self._by_window.clear()
         self._by_table.clear()
+        self._tables_of_others.clear()
         self.current = self._published = None
 
     def select(self, mode: Mode) -> Space:
@@ -110,9 +114,29 @@ class Spaces:
         spaces = self._by_window.setdefault(window.host, {})
         space = spaces.get(mode)
         if space is None:
-            space = spaces[mode] = Space(window, mode, DispatchTable())
+            if not mode.is_plain and len(self._tables_of_others) >= MAX_OTHER_TABLES:
+                self._give_up(next(iter(self._tables_of_others.values())))
+            space = spaces[mode] = Space(window, mode, DispatchTable(mode.code_base))
             self._by_table[space.table.host] = space
+            if not mode.is_plain:
+                self._tables_of_others[space.table.host] = space
+        elif not mode.is_plain:
+            self._tables_of_others.move_to_end(space.table.host)
         return space
+
+    def _give_up(self, space: Space) -> None:
+        """Close the table of a space."""
+        self._by_window[space.window.host].pop(space.mode, None)
+        self._forget_table(space)
+        self._published = None
+        self._forget_address_spaces()
+
+    def _forget_table(self, space: Space) -> None:
+        del self._by_table[space.table.host]
+        self._tables_of_others.pop(space.table.host, None)
+        space.table.close()
+        if space is self.current:
+            self.current = None
 
     def _publish(self, space: Space) -> None:
         """Tell emitted code about the two privilege levels of this address space, as far as they have been used."""
@@ -155,10 +179,7 @@ class Spaces:
     def _window_evicted(self, host: int) -> None:
         """The window at `host` stands for other page tables from now on."""
         for space in self._by_window.pop(host, {}).values():
-            del self._by_table[space.table.host]
-            space.table.close()
-            if space is self.current:
-                self.current = None
+            self._forget_table(space)
         self._published = None
         self._forget_address_spaces()
         quads = self._block.quads

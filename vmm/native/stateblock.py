@@ -51,6 +51,8 @@ _FIELDS = (
     ("routine_selector", 4),  # scratch of routines
     ("routine_access", 4),
     ("segments_new", 8),
+    ("parked", 4),  # a value that emitted code keeps aside within one instruction
+    ("target_eip", 4),  # the same of an indirect call's target
     ("ns_per_insn", 8),
     ("resume_budget", 8),  # what was left when IRET set RF: as long as that is so, RF is set
     ("cpuid", 32),  # EAX EBX ECX EDX of leaves 0 and 1

@@ -1,4 +1,4 @@
-"""The translator: guest instructions to host code, one translation unit (TU) at a time, for flat 32-bit code.
+"""The translator: guest instructions to host code, one translation unit (TU) at a time, by the mode that the CPU is in.
 
 Which emitter an instruction gets follows from its row in the instruction table; what has none is a callout, never bytes
 passed through. It must not know windows, engines or why a fragment is wanted.
@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from iced_x86 import Decoder, FlowControl, Instruction, OpKind, Register
+from iced_x86 import Code, Decoder, FlowControl, Instruction, OpKind, Register
 
 from machine.cpuid import P6_INSTRUCTIONS
 from machine.instructions import Effect, lookup
 from machine.instructions.operands import CONDITION_NAMES
 from machine.instructions.table import FPU_FEATURES
 from vmm.blocks import OPTIONS
-from vmm.native import flow, guest, stack, strings, system
+from vmm.native import flow, guest, narrow, stack, strings, system
 from vmm.native.cache import TranslationCache
 from vmm.native.floating import FLOATING, emit_floating, prepare_pointers
 from vmm.native.ident import IDENT, emit_ident
@@ -39,6 +39,8 @@ def emit_nothing(_draft: Draft, _instruction: Instruction) -> bool:
     """PAUSE and NOP, whose operand is not accessed; to the host the reserved NOPs may mean something else."""
     return True
 
+
+_NOTHING = ("pause", "nop", "sfence", "lfence", "mfence", *(f"prefetch{hint}" for hint in ("nta", "t0", "t1", "t2")))
 
 EMITTERS: dict[str, Emitter] = {
     "jmp": flow.emit_jmp,
@@ -70,13 +72,13 @@ EMITTERS: dict[str, Emitter] = {
     "out": system.emit_port_access,
     "invlpg": system.emit_invlpg,
     "rdtsc": system.emit_rdtsc,
-    "pause": emit_nothing,
-    **dict.fromkeys(("sfence", "lfence", "mfence"), emit_nothing),
-    **{f"prefetch{hint}": emit_nothing for hint in ("nta", "t0", "t1", "t2")},
-    "nop": emit_nothing,
+    **dict.fromkeys(_NOTHING, emit_nothing),
     **{f"{kind}{width}": strings.emit_string for kind in ("movs", "cmps", "stos", "lods", "scas") for width in "bwd"},
 }
+"""For plain modes."""
 
+NARROW_EMITTERS: dict[str, Emitter] = {**narrow.EMITTERS, **dict.fromkeys(_NOTHING, emit_nothing)}
+"""For all others, and for what the first table leaves alone in plain ones."""
 
 # Besides IDENT: their host code accesses memory in the order and in the way in which the interpreter does.
 _FAULTING_IN_ORDER = frozenset({"push", "ret", "leave", "jmp"})
@@ -103,7 +105,7 @@ def translate(
         features: the instruction sets that the CPU has.
     """
     draft = Draft(tc, mode, eip, MAX_TU_INSTRUCTIONS)
-    decoder = Decoder(32, data, OPTIONS, eip)
+    decoder = Decoder(16 if mode.is_narrow else 32, data, OPTIONS, eip)
     next_eip = end_eip = eip
     # What is in the shadow of STI stays with it, so that no budget ends between them.
     while decoder.can_decode and (len(draft.hosts) < MAX_TU_INSTRUCTIONS or len(draft.hosts) in draft.shadows):
@@ -140,7 +142,7 @@ def _emit(
 ) -> bool:
     """Emit one instruction, or nothing at all."""
     row = lookup(instruction.code, features)
-    if row is None or instruction.next_ip == 1 << 32:
+    if row is None or instruction.next_ip > draft.mode.code_limit:
         return False
     if draft.pointers.pending:
         prepare_pointers(draft, instruction, row.mnemonic)
@@ -150,7 +152,8 @@ def _emit(
     stack_offset = draft.stack_offset
     draft.begin(instruction.ip32)
     if row.mnemonic in FLOATING and not FPU_FEATURES.isdisjoint(features):
-        emitted = guest.is_flat(instruction) and emit_floating(draft, instruction, row.mnemonic)
+        is_plain = draft.mode.is_plain and guest.is_flat(instruction)
+        emitted = is_plain and emit_floating(draft, instruction, row.mnemonic)
     else:
         emitted = _emit_row(draft, instruction, row.mnemonic, row.effect, data, decoder)
     if emitted:
@@ -171,6 +174,10 @@ def _leaves_stack_unsettled(instruction: Instruction, name: str) -> bool:
         return False
     if name == "pop" and instruction.op0_kind != OpKind.REGISTER:
         return False
+    if name == "ret" and instruction.code not in (Code.RETND, Code.RETND_IMM16):
+        return False
+    if name in _STACK and instruction.stack_pointer_increment in (-2, 2):
+        return False
     operands = range(instruction.op_count)
     return not any(
         instruction.op_kind(n) == OpKind.REGISTER and instruction.op_register(n) in _STACK_POINTERS for n in operands
@@ -178,12 +185,19 @@ def _leaves_stack_unsettled(instruction: Instruction, name: str) -> bool:
 
 
 def _emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect, data: bytes, decoder: Decoder) -> bool:
-    emitter = EMITTERS.get(name)
-    if emitter is not None:
-        if name in _FAULTING_IN_ORDER:
-            draft.faulting_in_order.add(len(draft.hosts) - 1)
-        return emitter(draft, instruction)
-    draft.faulting_in_order.add(len(draft.hosts) - 1)
+    is_plain = draft.mode.is_plain
+    emitter = EMITTERS.get(name) if is_plain else None
+    other = NARROW_EMITTERS.get(name)
+    if emitter is not None or other is not None:
+        before = len(draft.asm.code)
+        if emitter is not None and emitter(draft, instruction):
+            if name in _FAULTING_IN_ORDER:
+                draft.faulting_in_order.add(len(draft.hosts) - 1)
+            return True
+        del draft.asm.code[before:]
+        return other is not None and other(draft, instruction)
+    if is_plain:
+        draft.faulting_in_order.add(len(draft.hosts) - 1)
     if name not in IDENT or effect not in (Effect.NEXT, Effect.BRANCH):
         return False
     offset = instruction.ip32 - draft.eip

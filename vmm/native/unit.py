@@ -156,7 +156,7 @@ class Draft:
 
     def is_in_page(self, eip: int) -> bool:
         """Whether a guest address is in the page of this TU, so that its mapping cannot differ."""
-        return eip >> 12 == self.eip >> 12
+        return self.mode.linear(eip) >> 12 == self.mode.linear(self.eip) >> 12
 
     def callout(self, eip: int) -> None:
         """Leave the TC: the instruction at `eip` is interpreted."""

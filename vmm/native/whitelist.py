@@ -34,6 +34,7 @@ WRITABLE: Final = frozenset(
         *("gpr", "eip", "reason", "detail", "interrupt_flag", "interrupt_flag_before", "shadow"),
         *("routine_eip", "routine_next", "port", "port_access", "port_resume"),
         *("fpu_ip", "fpu_cs", "fpu_dp", "fpu_ds", "fpu_op"),
+        *("segments", "segment_bases", "parked", "target_eip"),
     )
 )
 

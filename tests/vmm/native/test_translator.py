@@ -17,7 +17,7 @@ from vmm.native.cache import Exit, TranslationCache
 from vmm.native.ident import IDENT
 from vmm.native.modes import Mode
 from vmm.native.stateblock import OFFSETS
-from vmm.native.translator import EMITTERS, MAX_TU_INSTRUCTIONS, translate
+from vmm.native.translator import EMITTERS, MAX_TU_INSTRUCTIONS, NARROW_EMITTERS, translate
 from vmm.native.unit import Unit
 
 EIP = 0x1000
@@ -79,7 +79,7 @@ class TestEnds:
         assert unit.charged == len(unit.hosts) == 3
         assert unit.end_eip == EIP + len(assemble(f"inc eax\ninc ecx\n{branch}\n1: inc edx", origin=EIP)) - 1
 
-    @pytest.mark.parametrize("callout", ["hlt", "int 3", "mov cr0, eax", "popfw", "insb", "ud2", "lret"])
+    @pytest.mark.parametrize("callout", ["hlt", "int 3", "mov cr0, eax", "insb", "ud2", "lret"])
     def test_before_a_callout(self, tc: TranslationCache, callout: str) -> None:
         unit = unit_of(tc, f"inc eax\ninc ecx\n{callout}\ninc edx")
         assert (unit.charged, unit.end_eip, unit.eips) == (2, EIP + 2, (EIP, EIP + 1, EIP + 2))
@@ -158,7 +158,7 @@ class TestForms:
     def test_of_the_stack(self, tc: TranslationCache, source: str, lines: list[str]) -> None:
         assert listing(tc, unit_of(tc, f"{source}\nhlt"), 0) == lines
 
-    @pytest.mark.parametrize("source", ["push ax", "pop ax", "pop ss", "pushfw", "pushaw", "popaw", "enter 8, 0"])
+    @pytest.mark.parametrize("source", ["pop ss", "enter 8, 0", "pop word ptr [esp]"])
     def test_that_the_stack_has_not(self, tc: TranslationCache, source: str) -> None:
         assert unit_of(tc, source).charged == 0
 
@@ -207,9 +207,7 @@ class TestForms:
         call = next(i for i in host_instructions(tc, unit) if i.flow_control == FlowControl.CALL)
         assert call.next_ip == tc.host + tc.position + offset
 
-    @pytest.mark.parametrize(
-        "source", ["jmp ax", "call ax", "jcxz .", "loope .", "data16 ret", "data16 jmp .", "ljmp 8:0"]
-    )
+    @pytest.mark.parametrize("source", ["ljmp 8:0", "lret", "lcall [eax]"])
     def test_that_branches_have_not(self, tc: TranslationCache, source: str) -> None:
         assert unit_of(tc, source).charged == 0
 
@@ -303,7 +301,7 @@ class TestLinks:
 
 def test_what_has_no_emitter_is_a_callout(tc: TranslationCache) -> None:
     for name, found in by_mnemonic(32).items():
-        if name not in IDENT and name not in EMITTERS:
+        if name not in IDENT and name not in EMITTERS and name not in NARROW_EMITTERS:
             for case in found[::8]:
                 assert translate(tc, KERNEL, EIP, case.code.ljust(32, b"\x90")).charged == 0, str(case)
 
