@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -28,26 +27,22 @@ from vmm.native.alarm import ALARM
 from vmm.native.cache import TC_BYTES, Exit, TranslationCache
 from vmm.native.fpulive import LiveFpu
 from vmm.native.fpupointers import recover
-from vmm.native.fragments import Fragment, FragmentIndex
+from vmm.native.fragmentstore import FragmentStore
 from vmm.native.modes import Mode
 from vmm.native.registers import GuestRegisters
 from vmm.native.signals import CORE
 from vmm.native.spaces import Space, Spaces
 from vmm.native.tally import Stopwatch, Tally
-from vmm.native.translator import translate
 from vmm.native.windows import Refusal
 
 if TYPE_CHECKING:
     from vmm.native.inspection import Translations
-    from vmm.native.verifier import Verifier
 
-HOLDS_FRAGMENTS = 0x20  # page flag: emitted code stands for bytes of this page of RAM
 MIN_BUDGET_INSNS = 32  # below that, entering the TC costs more than interpreting
 # A fault on a page that is watched costs as much as several instructions with all checks. Where a stretch of emitted
 # code between two of them is shorter than that, as on the page of the stack, some are interpreted at once.
 SHORT_STRETCH_INSNS = 8
 GUARDED_INSNS = 48
-_TC_RESERVE_BYTES = 64 << 10
 _LONGEST_ACCESS_BYTES = 16
 _NO_BUDGET = -1  # of a moment that never comes
 _HABITS = (Refusal.TRACE, Refusal.DEVICE)  # an instruction that faults so will do it again
@@ -70,17 +65,11 @@ class BinaryTranslator(Interpreter):
         """
         super().__init__(cpu, debug)
         self._verify = verify
-        self._verifier: Verifier | None = None
         self._tc: TranslationCache | None = None
-        self._fragments = FragmentIndex()
         self._guarded_until_icount = 0
         self._guarding = False  # what is interpreted has to be checked for breakpoints and watched accesses
         self._register_stops: frozenset[int] = frozenset()  # the instruction breakpoints of DR7
-        # Where a RET comes back to: by page of RAM, then by mode and guest address.
-        self._landings: dict[int, dict[tuple[Mode, int], int]] = {}
         self._culprits = Culprits()
-        self._diverted: dict[tuple[Mode, int, int], list[int]] = {}  # heads of dropped fragments, by what they were for
-        self._flushes = 0
         self._port_accesses = 0
         self._counters: dict[str, int] = {}
         self._tally = Tally()
@@ -88,24 +77,28 @@ class BinaryTranslator(Interpreter):
     def enter(self) -> None:
         """Take over the CPU."""
         self._tc = TranslationCache()  # first, for it may fail
+        verifier = None
         if self._verify:
             from vmm.native.verifier import Verifier
 
-            self._verifier = Verifier(self._tc)
+            verifier = Verifier(self._tc)
         self._spaces = Spaces(self._cpu, self._tc.state)
         self._windows = self._spaces.windows
+        self._fpu = LiveFpu(self._cpu, self._tc.state)
+        self._store = FragmentStore(
+            self._cpu, self._tc, self._spaces, self._fpu, self._culprits, self._tally, self._stops, verifier
+        )
         leaves = (*self._cpu.model.leaf(0), *self._cpu.model.leaf(1))
         for number, value in enumerate(leaves):
             self._tc.state.words[stateblock.CPUID + number] = value
         super().enter()
         self._spaces.attach()
         self._registers = GuestRegisters(self._cpu, self._tc.state)
-        self._fpu = LiveFpu(self._cpu, self._tc.state)
-        self._cpu.memory.write_observers.append(self._code_written)
+        self._cpu.memory.write_observers.append(self._store.code_written)
 
     def leave(self) -> None:
         """Hand the CPU over."""
-        self._cpu.memory.write_observers.remove(self._code_written)
+        self._cpu.memory.write_observers.remove(self._store.code_written)
         self.flush_translations()
         self._spaces.detach()
         if self._tc is not None:
@@ -119,7 +112,8 @@ class BinaryTranslator(Interpreter):
             **super().statistics(),
             "true faults": self._exceptions.get(Vector.PF, 0),
             **self._tally.report(),
-            "fragments": len(self._fragments.by_address),
+            "fragments": len(self._store.index.by_address),
+            "invalidations": self._store.invalidations,
             "TC bytes used": TC_BYTES - self._tc.free_bytes if self._tc is not None else 0,
             "port accesses": self._port_accesses,
             **self._counters,
@@ -132,7 +126,7 @@ class BinaryTranslator(Interpreter):
         from vmm.native.inspection import Translations
 
         assert self._tc is not None
-        return Translations(self._tc, self._fragments, self._tally, self._landings, self._spaces.entry_counts())
+        return Translations(self._tc, self._store.index, self._tally, self._store.landings, self._spaces.entry_counts())
 
     def _count(self, name: str) -> None:
         self._counters[name] = self._counters.get(name, 0) + 1
@@ -265,7 +259,7 @@ class BinaryTranslator(Interpreter):
             quads[stateblock.TSC_AT_NO_BUDGET] = _signed(cpu.tsc + (limit_icount - clock.icount) * clock.ns_per_insn)
             quads[stateblock.NS_PER_INSN] = clock.ns_per_insn
             words[stateblock.PENDING] = self._pending()
-        target = space.table.get(state.eip) or self._find(space, state.eip)
+        target = space.table.get(state.eip) or self._store.find(space, state.eip)
         if target is None:
             return True
         self._registers.hand_over()
@@ -288,7 +282,7 @@ class BinaryTranslator(Interpreter):
                 self._tally.call_out(cpu, words[stateblock.EIP])
                 self._sync(limit_icount, words[stateblock.EIP])
                 for fragment in self._culprits.executed(words[stateblock.EIP]):
-                    self._drop_fragment(fragment)
+                    self._store.drop_fragment(fragment)
                 return True
             elif reason == Exit.PORT:
                 target = self._access_port(space, limit_icount)
@@ -330,20 +324,16 @@ class BinaryTranslator(Interpreter):
             # Whoever runs on from here may be an interrupt's handler: nothing is fetched, so no A bit is set.
             self._sync(limit_icount, eip)
             return None
-        flushes = self._flushes
+        flushes = self._store.flushes
         self._tally.misses += not is_link
         try:
-            target = self._find(space, eip)
+            target = self._store.find(space, eip)
         except GuestFault:
             target = None
         if target is None:
             self._sync(limit_icount, eip)
-        elif is_link and flushes == self._flushes:
-            at = tc.state.words[stateblock.DETAIL]
-            if self._verifier is not None:
-                self._verifier.check_link(at, target)
-            tc.point(at, target)
-            self._tally.chained(target)
+        elif is_link and flushes == self._store.flushes:
+            self._store.chain(tc.state.words[stateblock.DETAIL], target)
         return target
 
     def _sync(self, limit_icount: int, eip: int) -> None:
@@ -383,7 +373,7 @@ class BinaryTranslator(Interpreter):
         is_access = words[stateblock.FAULT_SIGNAL * 2] == signal.SIGSEGV
         if tc.is_routine(at):
             return self._leave_routine(space, limit_icount, host, write=write)
-        fragment = self._fragments.at(at)
+        fragment = self._store.index.at(at)
         assert fragment is not None, "a fault outside every fragment"
         index = fragment.index_at(at)
         linear = host - space.window.host
@@ -407,7 +397,7 @@ class BinaryTranslator(Interpreter):
         is_habit = is_access and not tc.is_budget_guard(host) and self._windows.refusal in _HABITS
         by_device = self._windows.refusal is Refusal.DEVICE
         if is_habit and self._culprits.fault(fragment, fragment.eips[retired], by_device=by_device):
-            self._drop_fragment(fragment)
+            self._store.drop_fragment(fragment)
         self._count("budget exits" if tc.is_budget_guard(host) else "faults interpreted")
         return None
 
@@ -424,77 +414,12 @@ class BinaryTranslator(Interpreter):
         window = self._windows.at(host)
         can_fill = window is not None and not words[stateblock.SHADOW] and not self._is_late()
         if can_fill and self._windows.fill(host & MASK32, write=write, window=window):
-            return self._find(space, eip)
+            return self._store.find(space, eip)
         self._sync(limit_icount, eip)
         self._count("faults interpreted")
         return None
 
-    # Fragments.
-
-    def _find(self, space: Space, eip: int) -> int | None:
-        """The offset of the fragment for a guest address, translated if need be; None if it is not in RAM.
-
-        Raises:
-            PageFault: the address cannot be fetched.
-        """
-        cpu = self._cpu
-        if eip > space.mode.code_limit:
-            return None
-        linear = space.mode.linear(eip)
-        physical = cpu.mmu.translate(linear, write=False, user=cpu.mmu.user)
-        at = cpu.memory.ram_address(physical)
-        if at < 0:
-            return None
-        ram_page = at >> PAGE_SHIFT
-        fragment = self._fragments.by_address.get((space.mode, ram_page, eip))
-        if fragment is None:
-            fragment = self._translate(space.mode, eip, at)
-        self._windows.fill(linear, write=False, window=space.window)
-        offset = self._landings.get(ram_page, {}).get((space.mode, eip), fragment.start)
-        space.table.set(eip, offset)
-        return fragment.start
-
-    def _translate(self, mode: Mode, eip: int, at: int) -> Fragment:
-        tc, memory = self._tc, self._cpu.memory
-        assert tc is not None
-        before = time.perf_counter()
-        if tc.free_bytes < _TC_RESERVE_BYTES:
-            self.flush_translations()
-        ram_page = at >> PAGE_SHIFT
-        data = bytes(memory.ram8[at : (ram_page + 1) << PAGE_SHIFT])
-        unit = translate(tc, mode, eip, data, self._stops(mode, eip, ram_page), self._cpu.model.instructions)
-        if unit.floating:
-            self._fpu.used = True
-        if self._verifier is not None:
-            self._verifier.check_unit(unit)
-        start = tc.place(unit.code)
-        fragment = Fragment(
-            mode,
-            eip,
-            ram_page,
-            start,
-            max(1, (unit.end_eip - eip) & MASK32),
-            [start + offset for offset in unit.hosts],
-            list(unit.eips),
-            unit.charged,
-            start + len(unit.code),
-            unit.shadows,
-            unit.spans,
-            unit.stack_offsets,
-            unit.faulting_in_order,
-        )
-        self._fragments.add(fragment)
-        self._culprits.translated(fragment)
-        for head in self._diverted.pop((mode, ram_page, eip), ()):
-            self._divert(head, eip, start)
-        for offset, landing_eip in unit.landings:
-            if mode.linear(landing_eip) >> PAGE_SHIFT == mode.linear(eip) >> PAGE_SHIFT:
-                self._landings.setdefault(ram_page, {})[mode, landing_eip] = start + offset
-        if not memory.page_flags[ram_page] & HOLDS_FRAGMENTS:
-            memory.flag_page(ram_page, HOLDS_FRAGMENTS)
-        self._tally.translated(fragment.guest_bytes, len(unit.code))
-        self._tally.seconds_in_translator += time.perf_counter() - before
-        return fragment
+    # Breakpoints and watchpoints.
 
     def _stops(self, mode: Mode, eip: int, ram_page: int) -> frozenset[int]:
         """The guest addresses in the page of `eip` that have a breakpoint, by linear or by physical address."""
@@ -503,14 +428,13 @@ class BinaryTranslator(Interpreter):
         stops.update(
             page | address & 0xFFF for address in self._physical_breakpoints if address >> PAGE_SHIFT == ram_page
         )
-        eips = frozenset(address - mode.code_base & MASK32 for address in stops)
-        return eips | self._culprits.adapted(ram_page)
+        return frozenset(stops) | self._culprits.adapted(ram_page)
 
     def _debug_changed(self) -> None:
         """Breakpoints came or went: the fragments of their pages are translated anew."""
         before = {*self._breakpoints}, {*self._physical_breakpoints}
         super()._debug_changed()
-        self._retranslate(before[0] ^ {*self._breakpoints}, before[1] ^ {*self._physical_breakpoints})
+        self._store.retranslate(before[0] ^ {*self._breakpoints}, before[1] ^ {*self._physical_breakpoints})
 
     def _are_registers_new(self) -> bool:
         """Whether DR0 to DR3 and DR7 ask for something else than what is being watched."""
@@ -530,80 +454,15 @@ class BinaryTranslator(Interpreter):
             for number in range(4)
             if registers[7] >> (2 * number) & 3 and not registers[7] >> (16 + 4 * number) & 0xF
         )
-        self._retranslate(before ^ self._register_stops, frozenset())
+        self._store.retranslate(before ^ self._register_stops, frozenset())
         self._windows.withhold(self._watched_linear, self._watched_physical)
         self._watching = False
         self._guarded_until_icount = 0
         self._guarding = bool(self._watched_linear or self._watched_physical or self._register_stops)
 
-    def _retranslate(self, linear_addresses: AbstractSet[int], physical_addresses: AbstractSet[int]) -> None:
-        """Drop the fragments of pages in which instructions are stopped at, or are no more."""
-        linear = {address >> PAGE_SHIFT for address in linear_addresses}
-        physical = {address >> PAGE_SHIFT for address in physical_addresses}
-        if not linear and not physical:
-            return
-        for ram_page, fragments in list(self._fragments.pages.items()):
-            if ram_page in physical or any(fragment.linear >> PAGE_SHIFT in linear for fragment in fragments):
-                self._drop_page(ram_page)
-
-    def _code_written(self, at: int, length: int, _old: bytes, flags: int) -> None:
-        """A store to a page with fragments: if it hits translated bytes, the page's fragments go."""
-        self._culprits.traced_writes += 1
-        if not flags & HOLDS_FRAGMENTS:
-            return
-        for ram_page in range(at >> PAGE_SHIFT, (at + length - 1 >> PAGE_SHIFT) + 1):
-            covered = self._fragments.covered.get(ram_page)
-            base = ram_page << PAGE_SHIFT
-            if covered is not None and any(covered[max(0, at - base) : min(4096, at + length - base)]):
-                self._drop_page(ram_page)
-
-    def _drop_page(self, ram_page: int) -> None:
-        """Forget a page's fragments; whoever still jumps to one comes out with its guest address."""
-        tc = self._tc
-        assert tc is not None
-        self._count("invalidations")
-        for fragment in self._fragments.drop_page(ram_page):
-            self._divert(fragment.start, fragment.eip, tc.exits[Exit.MISS])
-            self._tally.drop(fragment.start)
-        self._landings.pop(ram_page, None)
-        self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
-
-    def _drop_fragment(self, fragment: Fragment) -> None:
-        """Have a fragment translated anew; whoever jumps to the old one will come to the new one."""
-        tc = self._tc
-        assert tc is not None
-        if self._fragments.drop(fragment):
-            self._divert(fragment.start, fragment.eip, tc.exits[Exit.MISS])
-            self._tally.drop(fragment.start)
-            self._diverted.setdefault((fragment.mode, fragment.ram_page, fragment.eip), []).append(fragment.start)
-
-    def _divert(self, start: int, eip: int, target: int) -> None:
-        """Let all chains to a dropped fragment lead to the miss stub, or to its successor."""
-        tc = self._tc
-        assert tc is not None
-        head = b"\x41\xb8" + eip.to_bytes(4, "little")  # mov r8d, eip
-        jump = (target - (start + len(head) + 5)).to_bytes(4, "little", signed=True)
-        if self._verifier is not None:
-            self._verifier.check_head(start, head + b"\xe9" + jump)
-        tc.data[start : start + len(head) + 5] = head + b"\xe9" + jump
-
     def flush_translations(self) -> None:
         """Start with an empty TC: see `Inspectable`."""
-        self._flushes += 1
-        self._tally.flush()
-        for ram_page in list(self._fragments.pages):
-            self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
-        self._fragments.clear()
-        self._landings.clear()
-        self._culprits.forget_fragments()
-        self._diverted.clear()
-        self._spaces.clear_tables()
-        if self._tc is not None:
-            self._fpu.forget()
-            self._tc.clear()
-            if self._verifier is not None:
-                self._verifier.clear()
-            self._tc.reset_call_stack()
+        self._store.flush()
 
 
 def _signed(value: int) -> int:

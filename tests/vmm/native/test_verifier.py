@@ -414,7 +414,7 @@ class TestEngine:
             unit = real(*arguments, **keywords)  # type: ignore[arg-type]
             return replace(unit, code=unit.code + _system_call())
 
-        monkeypatch.setattr("vmm.bt.translate", sabotage)
+        monkeypatch.setattr("vmm.native.fragmentstore.translate", sabotage)
         bare = flat("1: inc eax\njmp 1b", lambda cpu, debug: BinaryTranslator(cpu, debug, verify=True))
         try:
             with pytest.raises(VerifierError, match="int 0x80"):

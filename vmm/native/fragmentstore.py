@@ -1,0 +1,204 @@
+"""The fragments of one engine: found, translated on demand, chained, and dropped when what they stand for changes.
+
+It owns what is in the translation cache besides the stubs. It must not know when code runs, nor what an exit means.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING
+
+from machine.cpu import Cpu
+from machine.memory import PAGE_SHIFT
+from machine.state import MASK32
+from vmm.native.adaptation import Culprits
+from vmm.native.cache import Exit, TranslationCache
+from vmm.native.fpulive import LiveFpu
+from vmm.native.fragments import Fragment, FragmentIndex
+from vmm.native.modes import Mode
+from vmm.native.spaces import Space, Spaces
+from vmm.native.tally import Tally
+from vmm.native.translator import translate
+
+if TYPE_CHECKING:
+    from vmm.native.verifier import Verifier
+
+HOLDS_FRAGMENTS = 0x20  # page flag: emitted code stands for bytes of this page of RAM
+_TC_RESERVE_BYTES = 64 << 10
+
+# By guest address and page of RAM: at which addresses of the page a fragment has to stop.
+Stops = Callable[[int, int], frozenset[int]]
+
+
+class FragmentStore:
+    """The fragments of one translation cache.
+
+    Attributes:
+        index: what is known of each.
+        landings: where a RET comes back to: by page of RAM, then by mode and guest address.
+        flushes, invalidations: how often everything, and the fragments of a page, were forgotten.
+    """
+
+    def __init__(
+        self,
+        cpu: Cpu,
+        tc: TranslationCache,
+        spaces: Spaces,
+        fpu: LiveFpu,
+        culprits: Culprits,
+        tally: Tally,
+        stops: Stops,
+        verifier: Verifier | None,
+    ) -> None:
+        self._cpu = cpu
+        self._tc = tc
+        self._spaces = spaces
+        self._fpu = fpu
+        self._culprits = culprits
+        self._tally = tally
+        self._stops = stops
+        self._verifier = verifier
+        self.index = FragmentIndex()
+        self.landings: dict[int, dict[tuple[Mode, int], int]] = {}
+        # The heads of dropped fragments, by what they were for.
+        self._diverted: dict[tuple[Mode, int, int], list[int]] = {}
+        self.flushes = 0
+        self.invalidations = 0
+
+    def find(self, space: Space, eip: int) -> int | None:
+        """The offset of the fragment for a guest address, translated if need be; None if it is not in RAM.
+
+        Raises:
+            PageFault: the address cannot be fetched.
+        """
+        cpu = self._cpu
+        if eip > space.mode.code_limit:
+            return None
+        linear = space.mode.linear(eip)
+        physical = cpu.mmu.translate(linear, write=False, user=cpu.mmu.user)
+        at = cpu.memory.ram_address(physical)
+        if at < 0:
+            return None
+        ram_page = at >> PAGE_SHIFT
+        fragment = self.index.by_address.get((space.mode, ram_page, eip))
+        if fragment is None:
+            fragment = self._translate(space.mode, eip, at)
+        self._spaces.windows.fill(linear, write=False, window=space.window)
+        offset = self.landings.get(ram_page, {}).get((space.mode, eip), fragment.start)
+        space.table.set(eip, offset)
+        return fragment.start
+
+    def _translate(self, mode: Mode, eip: int, at: int) -> Fragment:
+        tc, memory = self._tc, self._cpu.memory
+        before = time.perf_counter()
+        if tc.free_bytes < _TC_RESERVE_BYTES:
+            self.flush()
+        ram_page = at >> PAGE_SHIFT
+        data = bytes(memory.ram8[at : (ram_page + 1) << PAGE_SHIFT])
+        unit = translate(tc, mode, eip, data, self._stops(mode, eip, ram_page), self._cpu.model.instructions)
+        if unit.floating:
+            self._fpu.used = True
+        if self._verifier is not None:
+            self._verifier.check_unit(unit)
+        start = tc.place(unit.code)
+        fragment = Fragment(
+            mode,
+            eip,
+            ram_page,
+            start,
+            max(1, (unit.end_eip - eip) & MASK32),
+            [start + offset for offset in unit.hosts],
+            list(unit.eips),
+            unit.charged,
+            start + len(unit.code),
+            unit.shadows,
+            unit.spans,
+            unit.stack_offsets,
+            unit.faulting_in_order,
+        )
+        self.index.add(fragment)
+        self._culprits.translated(fragment)
+        for head in self._diverted.pop((mode, ram_page, eip), ()):
+            self._divert(head, eip, start)
+        for offset, landing_eip in unit.landings:
+            if mode.linear(landing_eip) >> PAGE_SHIFT == mode.linear(eip) >> PAGE_SHIFT:
+                self.landings.setdefault(ram_page, {})[mode, landing_eip] = start + offset
+        if not memory.page_flags[ram_page] & HOLDS_FRAGMENTS:
+            memory.flag_page(ram_page, HOLDS_FRAGMENTS)
+        self._tally.translated(fragment.guest_bytes, len(unit.code))
+        self._tally.seconds_in_translator += time.perf_counter() - before
+        return fragment
+
+    def retranslate(self, linear_addresses: AbstractSet[int], physical_addresses: AbstractSet[int]) -> None:
+        """Drop the fragments of pages in which instructions are stopped at, or are no more."""
+        linear = {address >> PAGE_SHIFT for address in linear_addresses}
+        physical = {address >> PAGE_SHIFT for address in physical_addresses}
+        if not linear and not physical:
+            return
+        for ram_page, fragments in list(self.index.pages.items()):
+            if ram_page in physical or any(fragment.linear >> PAGE_SHIFT in linear for fragment in fragments):
+                self.drop_page(ram_page)
+
+    def code_written(self, at: int, length: int, _old: bytes, flags: int) -> None:
+        """A store to a page with fragments: if it hits translated bytes, the page's fragments go."""
+        self._culprits.traced_writes += 1
+        if not flags & HOLDS_FRAGMENTS:
+            return
+        for ram_page in range(at >> PAGE_SHIFT, (at + length - 1 >> PAGE_SHIFT) + 1):
+            covered = self.index.covered.get(ram_page)
+            base = ram_page << PAGE_SHIFT
+            if covered is not None and any(covered[max(0, at - base) : min(4096, at + length - base)]):
+                self.drop_page(ram_page)
+
+    def drop_page(self, ram_page: int) -> None:
+        """Forget a page's fragments; whoever still jumps to one comes out with its guest address."""
+        tc = self._tc
+        self.invalidations += 1
+        for fragment in self.index.drop_page(ram_page):
+            self._divert(fragment.start, fragment.eip, tc.exits[Exit.MISS])
+            self._tally.drop(fragment.start)
+        self.landings.pop(ram_page, None)
+        self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
+
+    def drop_fragment(self, fragment: Fragment) -> None:
+        """Have a fragment translated anew; whoever jumps to the old one will come to the new one."""
+        tc = self._tc
+        if self.index.drop(fragment):
+            self._divert(fragment.start, fragment.eip, tc.exits[Exit.MISS])
+            self._tally.drop(fragment.start)
+            self._diverted.setdefault((fragment.mode, fragment.ram_page, fragment.eip), []).append(fragment.start)
+
+    def _divert(self, start: int, eip: int, target: int) -> None:
+        """Let all chains to a dropped fragment lead to the miss stub, or to its successor."""
+        tc = self._tc
+        head = b"\x41\xb8" + eip.to_bytes(4, "little")  # mov r8d, eip
+        jump = (target - (start + len(head) + 5)).to_bytes(4, "little", signed=True)
+        if self._verifier is not None:
+            self._verifier.check_head(start, head + b"\xe9" + jump)
+        tc.data[start : start + len(head) + 5] = head + b"\xe9" + jump
+
+    def flush(self) -> None:
+        """Start with an empty TC: forget everything."""
+        self.flushes += 1
+        self._tally.flush()
+        for ram_page in list(self.index.pages):
+            self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
+        self.index.clear()
+        self.landings.clear()
+        self._culprits.forget_fragments()
+        self._diverted.clear()
+        self._spaces.clear_tables()
+        self._fpu.forget()
+        self._tc.clear()
+        if self._verifier is not None:
+            self._verifier.clear()
+        self._tc.reset_call_stack()
+
+    def chain(self, at: int, target: int) -> None:
+        """Point the direct branch whose rel32 is at offset `at` to the fragment at offset `target`."""
+        if self._verifier is not None:
+            self._verifier.check_link(at, target)
+        self._tc.point(at, target)
+        self._tally.chained(target)

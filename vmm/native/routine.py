@@ -1,0 +1,177 @@
+"""One routine of in-TC emulation in the making: how each begins and ends, and what several of them have in common.
+
+It must not know which instruction a routine is for.
+"""
+
+from __future__ import annotations
+
+from machine.flags import DF, IF, STATUS_MASK
+from machine.state import FS, GS
+from vmm.native.assembler import Assembler
+from vmm.native.operands import (
+    EAX,
+    ECX,
+    EDX,
+    R8,
+    R8D,
+    R9,
+    R9D,
+    R10,
+    R13,
+    R14,
+    RAX,
+    Label,
+    Memory,
+    Register,
+    address,
+)  # fmt: skip
+from vmm.native.stateblock import field, qword_of, segment_base, segment_bound, word
+
+# Descriptors of flat segments that were accessed, G, D and P set, base 0, limit FFFFFh: bits 31:0, and bits 63:32
+# without DPL and AVL.
+FLAT_LOW = 0x0000_FFFF
+FLAT_DATA = 0x00CF_9300
+FLAT_CODE = 0x00CF_9B00
+DPL = 0x6000
+DPL_BIT = 13
+AVL = 0x0010_0000
+RPL = 3
+_TI = 4
+_GATE_32 = 0x8E00
+RFLAGS = STATUS_MASK | DF
+HOST_FLAGS = 2 | IF
+
+NULLABLE = (FS, GS)
+SAVED = (EAX, ECX, EDX)
+
+
+def linear(register: Register, offset: int = 0, bits: int = 32) -> Memory:
+    """Guest memory, in whatever window GS points to."""
+    return Memory(bits, register, displacement=offset, gs=True)
+
+
+class Routine:
+    """Emits one routine: its beginning, its ends, and what several of them have in common."""
+
+    def __init__(self, assembler: Assembler, callout: int) -> None:
+        self.asm = assembler
+        self.emit = assembler.emit
+        self.failed = Label()
+        self._callout = callout
+        for number, register in enumerate(SAVED):
+            self.emit("mov", word("routine_registers", number), register)
+        self.emit("pushfq")
+        self.emit("pop", field("routine_flags"))
+
+    def load_saved(self) -> None:
+        """EAX, ECX, EDX and RFLAGS as they were."""
+        self.emit("push", field("routine_flags"))
+        self.emit("popfq")
+        for number, register in enumerate(SAVED):
+            self.emit("mov", register, word("routine_registers", number))
+
+    def fail(self) -> None:
+        """The end for what is not plain: a callout of the instruction, which was charged for and did not retire."""
+        self.asm.bind(self.failed)
+        self.load_saved()
+        self.emit("mov", R8, field("window"))
+        self.emit("wrgsbase", R8)
+        self.emit("lea", R10, address(R10, 1))
+        self.emit("mov", R8D, field("routine_eip"))
+        self.asm.jump_to("jmp", self._callout)
+
+    def succeed(self) -> None:
+        """The end of a routine that goes on where it was left for."""
+        self.load_saved()
+        self.emit("mov", field("shadow"), 0)
+        self.emit("jmp", field("routine_return"))
+
+    def go_on(self) -> None:
+        """The end of a routine that goes on at the guest address in R8D, in the space that was made current."""
+        self.load_saved()
+        self.emit("mov", field("shadow"), 0)
+        self.emit("mov", R9D, Memory(32, R14, R8, 4))
+        self.emit("lea", R9, address(R13, index=R9))
+        self.emit("jmp", R9)
+
+    def unless(self, condition: str) -> None:
+        """Fail unless the flags of the host say `condition`."""
+        self.emit(f"j{_INVERSE[condition]}", self.failed)
+
+    def need(self, operand: Register | Memory, value: int) -> None:
+        """Fail unless the operand is `value`."""
+        self.emit("cmp", operand, value)
+        self.unless("e")
+
+    def use_kernel_window(self) -> None:
+        """GS = the supervisor's window of this address space; tables and inner stacks are read with its rights."""
+        self.emit("mov", RAX, qword_of("kernel_space", 0))
+        self.emit("test", RAX, RAX)
+        self.unless("ne")
+        self.emit("wrgsbase", RAX)
+
+    def read_descriptor(self, selector: Register) -> None:
+        """ECX, EDX = the descriptor in the GDT; EAX is its address. Fails for null, the LDT, and beyond the limit."""
+        self.emit("test", selector, 0xFFFC)
+        self.unless("ne")
+        self.emit("test", selector, _TI)
+        self.unless("e")
+        self.emit("mov", EAX, selector)
+        self.emit("and", EAX, 0xFFF8)
+        self.emit("lea", ECX, Memory(0, EAX, displacement=7))
+        self.emit("cmp", ECX, field("gdt_limit"))
+        self.unless("be")
+        self.emit("add", EAX, field("gdt_base"))
+        self.emit("mov", ECX, linear(EAX))
+        self.emit("mov", EDX, linear(EAX, 4))
+
+    def need_flat(self, kind: int) -> None:
+        """Fail unless ECX, EDX are the descriptor of a flat segment of a kind; clobbers ECX and leaves EDX."""
+        self.need(ECX, FLAT_LOW)
+        self.emit("mov", ECX, EDX)
+        self.emit("and", ECX, 0xFFFF_FFFF & ~(DPL | AVL))
+        self.need(ECX, kind)
+
+    def dpl(self, destination: Register) -> None:
+        """Let `destination` be DPL of the descriptor in EDX."""
+        self.emit("mov", destination, EDX)
+        self.emit("shr", destination, DPL_BIT)
+        self.emit("and", destination, 3)
+
+    def enter_space(self, name: str) -> None:
+        """Make a space current that is known to exist: GS, R14 and what an exit would say."""
+        self.emit("mov", RAX, qword_of(name, 0))
+        self.emit("wrgsbase", RAX)
+        self.emit("mov", field("window"), RAX)
+        self.emit("mov", R14, qword_of(name, 1))
+        self.emit("mov", field("dispatch"), R14)
+
+    def need_space(self, name: str) -> None:
+        """Fail unless emitted code knows a space."""
+        self.emit("cmp", qword_of(name, 1), 0)
+        self.unless("ne")
+
+    def flags_image(self, destination: Register) -> None:
+        """Let `destination` be EFLAGS as they were when the routine began; VM, RF and TF are clear in the TC."""
+        self.emit("mov", destination, word("routine_flags", 0))
+        self.emit("and", destination, RFLAGS)
+        self.emit("or", destination, field("interrupt_flag"))
+        self.emit("or", destination, field("system_flags"))
+        self.emit("or", destination, 2)
+
+    def make_unusable(self, number: int) -> None:
+        """What a null selector leaves in a data segment register, but for the selector."""
+        self.emit("mov", word("segments", 2 * number + 1), 0)
+        self.emit("mov", segment_base(number), 0)
+        for write in (False, True):
+            self.emit("mov", segment_bound(number, write=write), 0)
+
+    def probe(self, base: Register, first: int, last: int) -> None:
+        """Fault here if the stack cannot be written to, at `last` first, as a push from the top down would."""
+        self.emit("or", linear(base, last), 0)
+        self.emit("or", linear(base, first), 0)
+
+
+_INVERSE = {
+    "e": "ne", "ne": "e", "b": "ae", "ae": "b", "be": "a", "a": "be",
+}  # fmt: skip
