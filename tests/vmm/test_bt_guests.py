@@ -107,7 +107,7 @@ class TestDemo:
         monkeypatch.setattr("vmm.native.windows.MAX_WINDOWS", 2)
         monkeypatch.setattr("vmm.native.windows.MAX_MAPPINGS", 5)
         outcome = compare("demo", "run=pgfault;ps;poweroff", total=300_000, longest=20_000)
-        assert int(outcome.statistics[1]["windows evicted"]) > 20
+        assert int(outcome.statistics[1]["windows evicted"]) > 10
 
     def test_a_small_translation_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("vmm.native.cache.TC_BYTES", 80 << 10)

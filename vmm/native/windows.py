@@ -186,14 +186,14 @@ class Windows:
         self._shadows.withheld = self._place_watched()
         self.select()
 
-    def _make_room(self, wanted: Window) -> bool:
-        """Empty the window that was selected least recently, of those that have pages; `wanted` itself last.
+    def _make_room(self, wanted: Window, least_fills: int = FILLS_KEPT) -> bool:
+        """Empty the window that was selected least recently, of those that were filled so often; `wanted` itself last.
 
         Returns:
-            False if `wanted` alone is left and has hardly more than one instruction needs.
+            False if none has hardly more than one instruction needs, which may use two windows.
         """
         for window in self._windows.values():
-            if window.regions and window is not wanted:
+            if window.regions and window is not wanted and window.fills >= least_fills:
                 break
         else:
             if wanted.fills < FILLS_KEPT:
@@ -243,7 +243,7 @@ class Windows:
             try:
                 return self._filler.fill(window, linear, write=write)
             except hostmemory.HostMemoryError as error:
-                if not self._make_room(window):
+                if not self._make_room(window, least_fills=0):
                     if not any(region.mapped for region in window.regions.values()):
                         raise WindowsError("the host has no room for a page of a window") from error
                     self._shadows.empty(window)

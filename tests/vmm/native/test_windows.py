@@ -643,7 +643,7 @@ class TestManyWindows:
         for page in range(0, 16 * 8, 8):
             subject.map(page, PAGE)
             subject.map(page, PAGE, table=OTHER_TABLE)
-        for page in range(3):
+        for page in range(FILLS_KEPT):
             subject.fill(page << 15)
         first = subject.windows.current
         subject.state.cr3 = OTHER_DIRECTORY
