@@ -428,7 +428,8 @@ class BinaryTranslator(Interpreter):
         stops.update(
             page | address & 0xFFF for address in self._physical_breakpoints if address >> PAGE_SHIFT == ram_page
         )
-        return frozenset(stops) | self._culprits.adapted(ram_page)
+        eips = frozenset(address - mode.code_base & MASK32 for address in stops)
+        return eips | self._culprits.adapted(ram_page)
 
     def _debug_changed(self) -> None:
         """Breakpoints came or went: the fragments of their pages are translated anew."""

@@ -29,7 +29,7 @@ HOLDS_FRAGMENTS = 0x20  # page flag: emitted code stands for bytes of this page 
 _TC_RESERVE_BYTES = 64 << 10
 
 # By guest address and page of RAM: at which addresses of the page a fragment has to stop.
-Stops = Callable[[int, int], frozenset[int]]
+Stops = Callable[[Mode, int, int], frozenset[int]]
 
 
 class FragmentStore:

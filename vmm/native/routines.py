@@ -65,6 +65,7 @@ def emit_routines(assembler: Assembler, callout: int) -> dict[str, int]:
         if number not in NULLABLE:
             _emit_load(begin(f"load flat {name}"), number, flat=True)
     _emit_popf(begin("popf"))
+    _emit_popf(begin("popfw"), narrow=True)
     emit_interrupt(begin("int"))
     emit_iret(begin("iret"))
     emit_sysenter(begin("sysenter"))
@@ -147,10 +148,14 @@ def _emit_base_and_bounds(writer: Routine, number: int) -> None:
     emit("mov", segment_bound(number, write=True), RCX)
 
 
-def _emit_popf(writer: Routine) -> None:
-    """POPFD with the image in R9D; ESP is the caller's to move."""
+def _emit_popf(writer: Routine, *, narrow: bool = False) -> None:
+    """POPFD, or POPF, with the image in R9D; ESP is the caller's to move."""
     emit = writer.emit
     emit("mov", field("routine_return"), R8)
+    if narrow:
+        emit("mov", EAX, field("system_flags"))
+        emit("and", EAX, ID)
+        emit("or", R9D, EAX)
     outer, load = Label(), Label()
     emit("test", R9D, TF | NT | AC)
     writer.unless("e")
