@@ -656,6 +656,19 @@ class TestManyWindows:
         assert [subject.rights(page << 15) for page in range(9)] == ["---"] * FILLS_KEPT + ["r--"]
         assert subject.windows.counters["windows evicted"] == 2
 
+    def test_two_windows_that_one_instruction_needs_do_not_empty_each_other(
+        self, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(windows, "MAX_MAPPINGS", 0)
+        kernel = subject.windows.select()
+        subject.state.cpl = 3
+        user = subject.windows.select()
+        for page in (5, 6):
+            subject.map(page << 4, PAGE, RW | US)
+            assert subject.windows.fill(page << 16, write=False, window=kernel)
+            assert subject.windows.fill(page << 16, write=False, window=user)
+        assert {rights_at(window.host + (page << 16)) for window in (kernel, user) for page in (5, 6)} == {"r--"}
+
     def test_the_ledger_knows_the_host_mappings(self, subject: Subject) -> None:
         """At least as many as there are, and not many more, whatever is mapped, protected and dropped."""
         chance = random.Random(5)
