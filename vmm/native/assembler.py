@@ -7,7 +7,7 @@ caller's business.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from vmm.native.encodings import ENCODINGS
 from vmm.native.operands import Label, Memory, Operand, Register
@@ -154,78 +154,99 @@ class Assembler:
         Raises:
             EncodingError: there is none.
         """
-        for form in forms(name):
-            if len(form.operands) == len(operands) and all(map(_matches, form.operands, operands)):
-                self._encode(form, operands)
-                return
-        raise EncodingError(f"no form of {name} takes {operands}")
-
-    def _encode(self, form: Form, operands: tuple[Operand, ...]) -> None:
-        register: Register | None = None
-        rm: Register | Memory | None = None
-        third: Register | None = None
-        immediate: int | None = None
-        for kind, operand in zip(form.operands, operands, strict=True):
-            if isinstance(operand, Label):
-                self._fixups.append((-1, operand))
-            elif isinstance(operand, int):
-                immediate = operand
-            elif kind == "cl":
-                continue
-            elif isinstance(operand, Memory) or kind.startswith("rm"):
-                rm = operand
-            elif register is None:
-                register = operand
-            else:
-                third = operand
-        if rm is None:
-            # The only register is in the opcode, or in ModRM.rm beside an opcode extension.
-            rm, register = register, None
-        self._prefixes(form, register, rm, third)
-        if form.in_opcode and isinstance(rm, Register):
-            self.code += form.opcode[:-1] + bytes([form.opcode[-1] + (rm.code & 7)])
+        if operands and isinstance(operands[0], Label):
+            self.code += encode(name, 0, to_label=True)
+            self._fixups.append((len(self.code) - 4, operands[0]))
         else:
-            self.code += form.opcode
-        if form.digit is not None and rm is not None:
-            self.code += modrm(register.code if form.digit < 0 and register else max(form.digit, 0), rm)
-        if form.immediate_bytes:
-            if self._fixups and self._fixups[-1][0] < 0:
-                self._fixups[-1] = (len(self.code), self._fixups[-1][1])
-                immediate = 0
-            mask = (1 << 8 * form.immediate_bytes) - 1
-            self.code += ((immediate or 0) & mask).to_bytes(form.immediate_bytes, "little")
+            self.code += encode(name, *operands)
 
-    def _prefixes(
-        self, form: Form, register: Register | None, rm: Register | Memory | None, third: Register | None
-    ) -> None:
-        if isinstance(rm, Memory):
-            if rm.gs:
-                self.code.append(0x65)
-            if rm.address_bits == 32:
-                self.code.append(0x67)
-        self.code += form.prefixes
-        r = register.number >> 3 if register else 0
-        x = rm.index.number >> 3 if isinstance(rm, Memory) and rm.index else 0
-        b_register = rm.base if isinstance(rm, Memory) else rm
-        b = b_register.number >> 3 if b_register else 0
-        if form.vex:
-            prefix, map_ = form.vex
-            source = third.number if third else 0
-            self.code += bytes(
-                (
-                    0xC4,
-                    (1 - r) << 7 | (1 - x) << 6 | (1 - b) << 5 | map_,
-                    form.rex_w << 7 | (~source & 15) << 3 | prefix,
-                )
+
+@lru_cache(maxsize=1 << 15)
+def encode(name: str, *operands: Operand, to_label: bool = False) -> bytes:
+    """The bytes of one instruction, remembered, since most are emitted again and again.
+
+    Args:
+        name: as in the table.
+        operands: registers, memory, numbers.
+        to_label: its only operand is a displacement of 32 bits: the last four bytes.
+
+    Raises:
+        EncodingError: no form takes the operands.
+    """
+    for form in forms(name):
+        if to_label:
+            if form.operands == ("rel32",):
+                return _encode(form, operands)
+        elif len(form.operands) == len(operands) and all(map(_matches, form.operands, operands)):
+            return _encode(form, operands)
+    raise EncodingError(f"no form of {name} takes {operands}")
+
+
+def _encode(form: Form, operands: tuple[Operand, ...]) -> bytes:
+    code = bytearray()
+    register: Register | None = None
+    rm: Register | Memory | None = None
+    third: Register | None = None
+    immediate: int | None = None
+    for kind, operand in zip(form.operands, operands, strict=True):
+        assert not isinstance(operand, Label)
+        if isinstance(operand, int):
+            immediate = operand
+        elif kind == "cl":
+            continue
+        elif isinstance(operand, Memory) or kind.startswith("rm"):
+            rm = operand
+        elif register is None:
+            register = operand
+        else:
+            third = operand
+    if rm is None:
+        # The only register is in the opcode, or in ModRM.rm beside an opcode extension.
+        rm, register = register, None
+    code += _prefixes(form, register, rm, third)
+    if form.in_opcode and isinstance(rm, Register):
+        code += form.opcode[:-1] + bytes([form.opcode[-1] + (rm.code & 7)])
+    else:
+        code += form.opcode
+    if form.digit is not None and rm is not None:
+        code += modrm(register.code if form.digit < 0 and register else max(form.digit, 0), rm)
+    if form.immediate_bytes:
+        mask = (1 << 8 * form.immediate_bytes) - 1
+        code += ((immediate or 0) & mask).to_bytes(form.immediate_bytes, "little")
+    return bytes(code)
+
+
+def _prefixes(form: Form, register: Register | None, rm: Register | Memory | None, third: Register | None) -> bytes:
+    code = bytearray()
+    if isinstance(rm, Memory):
+        if rm.gs:
+            code.append(0x65)
+        if rm.address_bits == 32:
+            code.append(0x67)
+    code += form.prefixes
+    r = register.number >> 3 if register else 0
+    x = rm.index.number >> 3 if isinstance(rm, Memory) and rm.index else 0
+    b_register = rm.base if isinstance(rm, Memory) else rm
+    b = b_register.number >> 3 if b_register else 0
+    if form.vex:
+        prefix, map_ = form.vex
+        source = third.number if third else 0
+        code += bytes(
+            (
+                0xC4,
+                (1 - r) << 7 | (1 - x) << 6 | (1 - b) << 5 | map_,
+                form.rex_w << 7 | (~source & 15) << 3 | prefix,
             )
-            return
-        rex = form.rex_w << 3 | r << 2 | x << 1 | b
-        bytes8 = [operand for operand in (register, rm) if isinstance(operand, Register) and operand.bits == 8]
-        needs_rex = rex or any(operand.number >= 4 and not operand.high for operand in bytes8)
-        if needs_rex and any(operand.high for operand in bytes8):
-            raise EncodingError("a high byte register cannot stand beside a REX prefix")
-        if needs_rex:
-            self.code.append(0x40 | rex)
+        )
+        return bytes(code)
+    rex = form.rex_w << 3 | r << 2 | x << 1 | b
+    bytes8 = [operand for operand in (register, rm) if isinstance(operand, Register) and operand.bits == 8]
+    needs_rex = rex or any(operand.number >= 4 and not operand.high for operand in bytes8)
+    if needs_rex and any(operand.high for operand in bytes8):
+        raise EncodingError("a high byte register cannot stand beside a REX prefix")
+    if needs_rex:
+        code.append(0x40 | rex)
+    return bytes(code)
 
 
 def modrm(reg: int, rm: Register | Memory) -> bytes:

@@ -16,6 +16,10 @@ class Register:
     bits: int
     high: bool = False
 
+    def __hash__(self) -> int:
+        """Quick, since operands are looked up by the thousand."""
+        return self.bits << 5 | self.high << 4 | self.number
+
     @property
     def code(self) -> int:
         """The number in the encoding, 0 to 15."""
@@ -43,6 +47,10 @@ class Memory:
     scale: int = 1
     displacement: int = 0
     gs: bool = False
+
+    def __hash__(self) -> int:
+        """As of `Register`."""
+        return hash((self.displacement, self.base, self.index, self.bits))
 
     @property
     def address_bits(self) -> int:
