@@ -138,3 +138,27 @@ class TestAddressSpaces:
         with Twins(source, prepare) as twins:
             twins.run(1000, (400, 33))
             assert twins.reference.state.gpr[6] > 20
+
+    def test_what_one_has_run_another_need_not_look_for(self) -> None:
+        """Forty functions in a page, each come to by an indirect call, in two address spaces."""
+
+        def prepare(bare: Bare) -> None:
+            self.prepare(bare)
+            bare.memory.write(0x32_0000, b"\x46\xc3".ljust(16, b"\x90") * 40)  # inc esi; ret
+
+        source = f"""
+            mov edi, {PAGE_DIRECTORY}
+            mov ebp, {self.SECOND}
+        1:  xchg edi, ebp
+            mov cr3, edi
+            mov ecx, 40
+            mov ebx, 0x320000
+        2:  call ebx
+            add ebx, 16
+            dec ecx
+            jnz 2b
+            jmp 1b
+        """
+        with Twins(source, prepare) as twins:
+            twins.run(4000)
+            assert 40 <= int(twins.count("dispatch misses")) < 60

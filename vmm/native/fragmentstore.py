@@ -86,8 +86,15 @@ class FragmentStore:
         if fragment is None:
             fragment = self._translate(space.mode, eip, at)
         self._spaces.windows.fill(linear, write=False, window=space.window)
-        offset = self.landings.get(ram_page, {}).get((space.mode, eip), fragment.start)
-        space.table.set(eip, offset)
+        landings = self.landings.get(ram_page, {})
+        if linear >> PAGE_SHIFT in space.table.entries:
+            space.table.set(eip, landings.get((space.mode, eip), fragment.start))
+        else:
+            # A new address space meets a page that others have run: what is known of it need not be missed one by one.
+            for known in self.index.pages[ram_page]:
+                same_page = space.mode.linear(known.eip) >> PAGE_SHIFT == linear >> PAGE_SHIFT
+                if known.mode is space.mode and same_page:
+                    space.table.set(known.eip, landings.get((space.mode, known.eip), known.start))
         return fragment.start
 
     def _translate(self, mode: Mode, eip: int, at: int) -> Fragment:
