@@ -5,6 +5,8 @@ It knows how single parts of an instruction behave; the order of instructions, t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from machine.alu import Alu
 from machine.clock import Clock
 from machine.cpuid import P6_NO_FPU
@@ -14,6 +16,10 @@ from machine.memory import PhysicalMemory
 from machine.mmu import Mmu
 from machine.ports import PortBus
 from machine.state import ESP, MASK32, SEG_DB, SS, CpuState
+
+# Told of a task switch before anything of it is done: the new TSS's selector, whether it is by IRET, whether by JMP,
+# and the error code that will be pushed. It may raise GuestFault instead of returning.
+TaskSwitchObserver = Callable[[int, bool, bool, int | None], None]
 
 
 class Cpu:
@@ -35,6 +41,7 @@ class Cpu:
         last_iteration: it returns after this one, which has touched what a debugger or DR7 watches.
         repeating: EIP is at a string instruction with REP that has iterations left: interrupts wait for its end, so
             that the icount alone says where they came.
+        before_task_switch: see `TaskSwitchObserver`.
         pending_debug: DR6 bits of a debug trap to be taken at the next boundary (T bit of a TSS; held off by MOV SS).
     """
 
@@ -54,6 +61,7 @@ class Cpu:
         self.last_iteration = False
         self.pending_debug = 0
         self.repeating = False
+        self.before_task_switch: TaskSwitchObserver | None = None
 
     def reset(self) -> None:
         """RESET: registers to their power-up values, every cached translation gone."""

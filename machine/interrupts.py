@@ -8,8 +8,8 @@ Vol. 3B, "Interrupt and Exception Handling in Virtual-8086 Mode".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Self
 
 from machine.debug import FaultLevel
 from machine.descriptors import (
@@ -178,10 +178,55 @@ def _level(cpu: Cpu, event: _Event) -> FaultLevel:
 
 
 def _deliver_event(cpu: Cpu, event: _Event) -> None:
-    state = cpu.state
-    chain: list[FaultLevel] = []
-    while True:
-        chain.append(_level(cpu, event))
+    delivery = Delivery(event)
+    while (fault := delivery.attempt(cpu)) is not None:
+        delivery.follow(cpu, fault)
+
+
+@dataclass(slots=True)
+class Delivery:
+    """An event on the way to its handler, one attempt at a time, for whoever wants to know of each.
+
+    Attributes:
+        event: what is delivered next.
+        chain: what was attempted so far.
+    """
+
+    event: _Event
+    chain: list[FaultLevel] = field(default_factory=list)
+
+    @classmethod
+    def of_fault(cls, fault: GuestFault, return_eip: int) -> Self:
+        """Of an exception, as `raise_exception` takes it; the conditions of a `DebugFault` are the caller's to set."""
+        return cls(_event(fault, return_eip))
+
+    @classmethod
+    def of_event(
+        cls, vector: int, *, external: bool, error_code: int | None, return_eip: int, linear: int | None = None
+    ) -> Self:
+        """Of an event, as `deliver_event` takes it."""
+        resume = not external and vector not in _NOT_FAULTS
+        return cls(_Event(vector, error_code, return_eip, external, resume, linear))
+
+    @property
+    def vector(self) -> int:
+        """Of the event."""
+        return self.event.vector
+
+    @property
+    def error_code(self) -> int | None:
+        """What the event pushes."""
+        return self.event.error_code
+
+    @property
+    def is_external(self) -> bool:
+        """Whether it is an interrupt or NMI."""
+        return self.event.external
+
+    def attempt(self, cpu: Cpu) -> GuestFault | None:
+        """Enter the handler; else the fault that this raised, with nothing changed but CR2."""
+        state, event = cpu.state, self.event
+        self.chain.append(_level(cpu, event))
         if event.linear is not None:
             state.cr2 = event.linear
         try:
@@ -195,21 +240,29 @@ def _deliver_event(cpu: Cpu, event: _Event) -> None:
                 resume=event.resume,
             )
         except GuestFault as fault:
-            second = _event(fault, event.return_eip)
-            if _doubles(event, second):
-                # The second exception is never delivered itself, but its address is in CR2.
-                chain.append(_level(cpu, second))
-                if second.linear is not None:
-                    state.cr2 = second.linear
-                if event.vector == Vector.DF:
-                    raise TripleFault(tuple(chain)) from None
-                second = _Event(Vector.DF, 0, second.return_eip)
-            event = second
-        else:
-            state.halted = 0
-            if event.vector == Vector.DB and not event.external:
-                state.dr[7] &= ~DR7_GD
-            return
+            return fault
+        state.halted = 0
+        if event.vector == Vector.DB and not event.external:
+            state.dr[7] &= ~DR7_GD
+        return None
+
+    def follow(self, cpu: Cpu, fault: GuestFault) -> None:
+        """Let what a failed attempt raised be the next event, or a double fault.
+
+        Raises:
+            TripleFault: the CPU is in shutdown.
+        """
+        event, state = self.event, cpu.state
+        second = _event(fault, event.return_eip)
+        if _doubles(event, second):
+            # The second exception is never delivered itself, but its address is in CR2.
+            self.chain.append(_level(cpu, second))
+            if second.linear is not None:
+                state.cr2 = second.linear
+            if event.vector == Vector.DF:
+                raise TripleFault(tuple(self.chain))
+            second = _Event(Vector.DF, 0, second.return_eip)
+        self.event = second
 
 
 def _doubles(first: _Event, second: _Event) -> bool:

@@ -61,6 +61,9 @@ class Mmu:
         self.watched_pages: frozenset[int] = frozenset()
         self.watch_everything = False
         self.on_access: AccessObserver | None = None
+        # Told of accesses, at least of all that do not go to plain RAM, before they are made: linear address, physical
+        # address, is it a write, is it a user's. It may raise GuestFault instead of returning.
+        self.before_access: Callable[[int, int, bool, bool], None] | None = None
         self.aligned_only = False
         memory.write_observers.append(self._table_written)
         memory.flag_observers.append(self._forget_writes)
@@ -129,6 +132,8 @@ class Mmu:
     def translate(self, linear: int, *, write: bool, user: bool) -> int:
         """Physical address of one byte; fills the TLB. Raises PageFault."""
         translation = walk(self.memory, self.state, linear, write=write, user=user)
+        if self.before_access is not None:
+            self.before_access(linear, translation.physical, write, user)
         self._remember(linear, translation, write=write, user=user)
         return translation.physical
 

@@ -113,6 +113,8 @@ def switch_task(
             or #PF in the new task. The trap of its T bit becomes `cpu.pending_debug`.
     """
     state, mmu = cpu.state, cpu.mmu
+    if cpu.before_task_switch is not None:
+        cpu.before_task_switch(selector, kind is SwitchKind.RETURN, kind is SwitchKind.JUMP, error_code)
     old = state.tr
     code = selector & SELECTOR_INDEX | ext
     is_32 = bool(target.type & IS_32)

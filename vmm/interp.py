@@ -100,16 +100,11 @@ class Interpreter:
         self._deliver_caught = deliver_caught
         self._cpu.single_iterations = False
         self._deadline_s = perf_counter() + self._debug.longest_run_s
-        clock, state, careful_dr7 = self._cpu.clock, self._cpu.state, self.careful_dr7
+        clock = self._cpu.clock
         while clock.icount < until_icount and self._patience >= 0:
             stop = self._attend()
             if stop is None:
-                if state.eflags & (TF | RF) or state.shadow or state.dr[7] & careful_dr7 or self._watching:
-                    stop = self._execute_one(check_breakpoints=not skip_breakpoint)
-                elif skip_breakpoint:
-                    stop = self._execute_one(check_breakpoints=False)
-                else:
-                    stop = self._execute_blocks(min(until_icount, clock.deadline_icount))
+                stop = self._execute(until_icount, skip_breakpoint=skip_breakpoint)
                 skip_breakpoint = False
             if stop is not None:
                 return stop
@@ -130,7 +125,7 @@ class Interpreter:
         if self._interrupts != deliveries or was_halted:
             return _BUDGET if state.halted else _STEP
         self._cpu.single_iterations = True
-        stop = self._execute_one(check_breakpoints=False)
+        stop = self._execute_step()
         return stop or _STEP
 
     # Instruction boundaries.
@@ -174,11 +169,7 @@ class Interpreter:
         self._cpu.lines.take_nmi()
         state.nmi_blocked = 1
         self._begin_delivery()
-        try:
-            deliver_event(self._cpu, Vector.NMI, external=True, error_code=None, return_eip=state.eip)
-        except TripleFault as triple:
-            return Stop(StopKind.TRIPLE_FAULT, chain=triple.chain)
-        return None
+        return self._deliver_external(Vector.NMI)
 
     def _accept_interrupt(self) -> Stop | None:
         cpu, debug = self._cpu, self._debug
@@ -187,8 +178,13 @@ class Interpreter:
             level = FaultLevel(lines.peek(), None, None, state.segments[CS].selector, state.eip, external=True)
             return Stop(StopKind.CATCH, level=level)
         self._begin_delivery()
+        return self._deliver_external(lines.acknowledge())
+
+    def _deliver_external(self, vector: int) -> Stop | None:
+        """An interrupt or NMI that was accepted enters its handler."""
+        cpu = self._cpu
         try:
-            deliver_event(cpu, lines.acknowledge(), external=True, error_code=None, return_eip=state.eip)
+            deliver_event(cpu, vector, external=True, error_code=None, return_eip=cpu.state.eip)
         except TripleFault as triple:
             return Stop(StopKind.TRIPLE_FAULT, chain=triple.chain)
         return None
@@ -241,6 +237,19 @@ class Interpreter:
         return None
 
     # Execution.
+
+    def _execute(self, until_icount: int, *, skip_breakpoint: bool) -> Stop | None:
+        """Execute until the icount, the next event of a device, or what `run` must look at: the state says how."""
+        state, clock = self._cpu.state, self._cpu.clock
+        if state.eflags & (TF | RF) or state.shadow or state.dr[7] & self.careful_dr7 or self._watching:
+            return self._execute_one(check_breakpoints=not skip_breakpoint)
+        if skip_breakpoint:
+            return self._execute_one(check_breakpoints=False)
+        return self._execute_blocks(min(until_icount, clock.deadline_icount))
+
+    def _execute_step(self) -> Stop | None:
+        """Execute one instruction for `step`."""
+        return self._execute_one(check_breakpoints=False)
 
     def _execute_blocks(self, limit_icount: int) -> Stop | None:
         """Run blocks until the icount is reached, or something happens that `run` must look at."""

@@ -76,6 +76,7 @@ class TranslationCache:
         routines: offsets of the routines of in-TC emulation.
         stubs_bytes: length of the stubs, from offset 0 on.
         way_in: offset of the stub that `enter` calls.
+        withheld: rows of the instruction table for which no code is emitted.
     """
 
     def __init__(self) -> None:
@@ -99,6 +100,7 @@ class TranslationCache:
             self.exits: dict[Exit, int] = {}
             self.routines: dict[str, int] = {}
             self.stubs_bytes = self.way_in = 0
+            self.withheld: frozenset[str] = frozenset()
             enter = self._emit_stubs()
             self.enter: Callable[[], None] = ctypes.PYFUNCTYPE(None)(enter)
             self.reset_call_stack()

@@ -83,6 +83,21 @@ class Filler:
         self.counters["hidden faults"] += 1
         return True
 
+    def prefill(self, window: Window, region: Region, at: int) -> bool:
+        """Map the page of the entry at RAM offset `at` of a region's page table, if the guest has touched it before.
+
+        Raises:
+            HostMemoryError: the host refuses.
+        """
+        size = 8 if region.page_count == 512 else 4
+        index = (at - region.table) // size
+        if region.kinds[index] or self._shadows.withheld:
+            return False
+        entry = (self._shadows.cells64 if size == 8 else self._shadows.cells32)[at // size]
+        if entry & _TOUCHED != _TOUCHED:
+            return False
+        return not self._fill_page(window, region, region.first_page + index << PAGE_SHIFT, False, False)
+
     def _open(self, window: Window, linear: int, *, write: bool) -> tuple[Region | None, bool]:
         """Begin a region: walk its upper entries, which are watched from then on.
 

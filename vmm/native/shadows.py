@@ -70,6 +70,7 @@ class Shadows:
 
     Attributes:
         cells32, cells64: RAM as table entries, without and with PAE.
+        lets_go: a page table that is written time and again is not shadowed for a while.
         withheld: pages that fault in spite of what they are mapped for.
         on_drop: told of each page that is mapped no more: the window's host address, the linear page number.
         counters: what happened since the start.
@@ -87,6 +88,7 @@ class Shadows:
         # Which regions may have pages of RAM mapped, by number of the page of RAM / 16; some have not any more.
         self._by_frame: dict[int, dict[Region, Window]] = {}
         self._table_writes = TableWrites()
+        self.lets_go = True
         self.withheld = Withheld()
         self.on_drop: list[Callable[[int, int], None]] = []
         self.counters = {"pages mapped": 0, "pages dropped": 0, "page tables given up": 0}
@@ -102,6 +104,10 @@ class Shadows:
         self._memory.flag_observers.remove(self._protect)
         self.cells32.release()
         self.cells64.release()
+
+    def users_of(self, at: int) -> list[tuple[Region, Window]]:
+        """The regions whose page table holds the entry at RAM offset `at`."""
+        return list(self._by_table.get(at & -4096, {}).items())
 
     def begin(self, window: Window, region: Region) -> None:
         """Enter a region without pages: from now on its table entries are watched."""
@@ -265,7 +271,7 @@ class Shadows:
             if region not in users:
                 continue
             region.writes_since_fill += 1
-            if self._table_writes.is_enough(table, region.writes_since_fill):
+            if self.lets_go and self._table_writes.is_enough(table, region.writes_since_fill):
                 self.counters["page tables given up"] += 1
                 self._table_writes.let_go(table, bytes(self._memory.ram8[table : table + 4096]))
                 for each, its_window in list(users.items()):

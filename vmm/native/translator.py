@@ -142,7 +142,7 @@ def _emit(
 ) -> bool:
     """Emit one instruction, or nothing at all."""
     row = lookup(instruction.code, features)
-    if row is None or instruction.next_ip > draft.mode.code_limit:
+    if row is None or instruction.next_ip > draft.mode.code_limit or row.mnemonic in draft.tc.withheld:
         return False
     if draft.pointers.pending:
         prepare_pointers(draft, instruction, row.mnemonic)

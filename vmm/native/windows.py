@@ -67,6 +67,7 @@ class Windows:
         current: the window of the address space and privilege that the CPU is in; `select` sets it.
         on_drop: told of each page that is mapped no more: the window's host address, the linear page number.
         on_evict: told of each window that is given up, by its host address.
+        before_fill: asked before a page is mapped: window, linear address, is it for a write; False refuses.
     """
 
     def __init__(self, cpu: Cpu) -> None:
@@ -81,6 +82,7 @@ class Windows:
         self._watched: tuple[Mapping[int, bool], Mapping[int, bool]] = {}, {}
         self.on_drop = self._shadows.on_drop
         self.on_evict: list[Callable[[int], None]] = []
+        self.before_fill: Callable[[Window, int, bool], bool] | None = None
         self.current = self.select()
 
     @property
@@ -92,6 +94,18 @@ class Windows:
     def counters(self) -> dict[str, int]:
         """What happened since the start."""
         return {**self._filler.counters, **self._shadows.counters, "windows evicted": self._evicted}
+
+    def keep_tables(self) -> None:
+        """From now on no page table is let go of because it is written time and again."""
+        self._shadows.lets_go = False
+
+    def prefill(self, at: int) -> int:
+        """Map the pages whose entry at RAM offset `at` of a page table was written and says that they were touched.
+
+        Returns:
+            How many windows got a page.
+        """
+        return sum(self._filler.prefill(window, region, at) for region, window in self._shadows.users_of(at))
 
     def attach(self) -> None:
         """Watch stores to page tables."""
@@ -237,6 +251,9 @@ class Windows:
         """
         if window is None:
             window = self.current
+        if self.before_fill is not None and not self.before_fill(window, linear, write):
+            self._filler.refusal = Refusal.SPURIOUS
+            return False
         while MappingLedger.used + 2 * AROUND_PAGES > MAX_MAPPINGS and self._make_room(window):
             pass
         while True:
