@@ -32,6 +32,28 @@ class TestChangingCode:
         with Twins(source) as twins:
             twins.run(3000, (100, 33))
 
+    def test_only_what_was_changed_is_translated_again(self) -> None:
+        others = "\n".join(f"call {n}f" for n in range(10, 30))
+        routines = "\n".join(f"{n}: add ebx, {n}\nret" for n in range(10, 30))
+        source = f"""
+            1: call 2f
+            inc ecx
+            mov byte ptr [2f + 1], cl
+            {others}
+            jmp 1b
+            .skip 64
+            2: mov al, 0
+            add ebx, eax
+            ret
+            .skip 64
+            {routines}
+        """
+        with Twins(source) as twins:
+            twins.run(65 * 200)
+            changes = int(twins.count("invalidations"))
+            assert changes > 150
+            assert 1.2 * changes < int(twins.count("translation units")) < 5 * changes
+
     def test_code_on_another_page_written_by_string_instructions(self) -> None:
         source = """
             1: mov esi, offset 3f

@@ -53,6 +53,11 @@ class Fragment:
         """Linear address of its first instruction."""
         return self.mode.linear(self.eip)
 
+    @property
+    def first(self) -> int:
+        """Offset in its page of its first instruction."""
+        return self.linear & 0xFFF
+
     def index_at(self, offset: int) -> int:
         """Which guest instruction the code at `offset` belongs to; -1 before the first."""
         return bisect_right(self.hosts, offset) - 1
@@ -79,8 +84,7 @@ class FragmentIndex:
         self.by_address[fragment.mode, fragment.ram_page, fragment.eip] = fragment
         self.pages.setdefault(fragment.ram_page, []).append(fragment)
         covered = self.covered.setdefault(fragment.ram_page, bytearray(4096))
-        first = fragment.linear & 0xFFF
-        covered[first : first + fragment.guest_bytes] = b"\1" * fragment.guest_bytes
+        covered[fragment.first : fragment.first + fragment.guest_bytes] = b"\1" * fragment.guest_bytes
         self._starts.append(fragment.start)
         self._fragments.append(fragment)
 
@@ -90,6 +94,25 @@ class FragmentIndex:
         if index < 0 or offset >= self._fragments[index].end:
             return None
         return self._fragments[index]
+
+    def overlapping(self, ram_page: int, first: int, end: int) -> list[Fragment]:
+        """The fragments with instructions in the bytes from offset `first` to before `end` of a page."""
+        covered = self.covered.get(ram_page)
+        if covered is None or not any(covered[first:end]):
+            return []
+        return [
+            fragment
+            for fragment in self.pages.get(ram_page, ())
+            if fragment.first < end and first < fragment.first + fragment.guest_bytes
+        ]
+
+    def cover_anew(self, ram_page: int) -> bool:
+        """Forget which bytes dropped fragments covered; returns whether any are left."""
+        covered = bytearray(4096)
+        for fragment in self.pages.get(ram_page, ()):
+            covered[fragment.first : fragment.first + fragment.guest_bytes] = b"\1" * fragment.guest_bytes
+        self.covered[ram_page] = covered
+        return any(covered)
 
     def drop(self, fragment: Fragment) -> bool:
         """Forget one fragment; False if it is forgotten already."""

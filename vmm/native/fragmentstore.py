@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from vmm.native.verifier import Verifier
 
 HOLDS_FRAGMENTS = 0x20  # page flag: emitted code stands for bytes of this page of RAM
+# Whoever jumps to a dropped fragment goes by way of its successors, one for each change of its bytes. Direct jumps stay
+# in the page; so with all its fragments those ways end, too. GRUB changes the number of each INT before it.
+CHANGES_PUT_UP_WITH = 32
 _TC_RESERVE_BYTES = 64 << 10
 
 # By guest address and page of RAM: at which addresses of the page a fragment has to stop.
@@ -64,6 +67,7 @@ class FragmentStore:
         self.landings: dict[int, dict[tuple[Mode, int], int]] = {}
         # The heads of dropped fragments, by what they were for.
         self._diverted: dict[tuple[Mode, int, int], list[int]] = {}
+        self._changes: dict[int, int] = {}  # pages of RAM of which some fragments were dropped: how often
         self.flushes = 0
         self.invalidations = 0
 
@@ -149,15 +153,29 @@ class FragmentStore:
                 self.drop_page(ram_page)
 
     def code_written(self, at: int, length: int, _old: bytes, flags: int) -> None:
-        """A store to a page with fragments: if it hits translated bytes, the page's fragments go."""
+        """A store to a page with fragments: those go whose bytes it hits, and now and then all of the page's."""
         self._culprits.traced_writes += 1
         if not flags & HOLDS_FRAGMENTS:
             return
         for ram_page in range(at >> PAGE_SHIFT, (at + length - 1 >> PAGE_SHIFT) + 1):
-            covered = self.index.covered.get(ram_page)
             base = ram_page << PAGE_SHIFT
-            if covered is not None and any(covered[max(0, at - base) : min(4096, at + length - base)]):
-                self.drop_page(ram_page)
+            hit = self.index.overlapping(ram_page, max(0, at - base), min(4096, at + length - base))
+            if hit:
+                self._drop_some(ram_page, hit)
+
+    def _drop_some(self, ram_page: int, fragments: list[Fragment]) -> None:
+        """Forget fragments of a page whose code was changed."""
+        count = self._changes.get(ram_page, 0) + 1
+        if count >= CHANGES_PUT_UP_WITH:
+            self.drop_page(ram_page)
+            return
+        self.invalidations += 1
+        for fragment in fragments:
+            self.drop_fragment(fragment)
+        if self.index.cover_anew(ram_page):
+            self._changes[ram_page] = count
+        else:
+            self.drop_page(ram_page)
 
     def drop_page(self, ram_page: int) -> None:
         """Forget a page's fragments; whoever still jumps to one comes out with its guest address."""
@@ -167,6 +185,7 @@ class FragmentStore:
             self._divert(fragment.start, fragment.eip, tc.exits[Exit.MISS])
             self._tally.drop(fragment.start)
         self.landings.pop(ram_page, None)
+        self._changes.pop(ram_page, None)
         self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
 
     def drop_fragment(self, fragment: Fragment) -> None:
@@ -194,6 +213,7 @@ class FragmentStore:
             self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
         self.index.clear()
         self.landings.clear()
+        self._changes.clear()
         self._culprits.forget_fragments()
         self._diverted.clear()
         self._spaces.clear_tables()

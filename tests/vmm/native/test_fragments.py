@@ -64,6 +64,23 @@ class TestIndex:
         assert index.by_address[KERNEL, 1, 0x1000] is again
         assert index.at(100) is first
 
+    def test_fragments_with_changed_bytes_are_found(self) -> None:
+        index = FragmentIndex()
+        first, second = fragment(0x1000, 1, 100), fragment(0x1800, 1, 200)
+        index.add(first)
+        index.add(second)
+        end = 0x800 + second.guest_bytes
+        assert index.overlapping(1, 0x7F0, 0x801) == [second]
+        assert index.overlapping(1, end - 1, end) == [second]
+        assert index.overlapping(1, end, 0x1000) == index.overlapping(1, 0x7F0, 0x800) == []
+        assert index.overlapping(1, 0, 0x1000) == [first, second]
+        assert index.drop(second)
+        assert index.cover_anew(1)
+        assert index.overlapping(1, 0x800, end) == []
+        assert index.drop(first)
+        assert not index.cover_anew(1)
+        assert index.overlapping(2, 0, 0x1000) == []
+
     def test_nothing_is_found_after_clear(self) -> None:
         index = FragmentIndex()
         index.add(fragment(0x1000, 1, 100))
