@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby
 from typing import Final
 
@@ -255,7 +256,7 @@ def choose_alu(model: str = "host") -> Alu:
     """The ALU for a run.
 
     Args:
-        model: "host" for the undefined flags of this machine's CPU, measured now, or a name in
+        model: "host" for the undefined flags of this machine's CPU, measured once in a process, or a name in
             `machine.undefined.PROFILES`. Where there is nothing to measure on (no x86-64 Linux), "host" is AMD_ZEN5,
             and `Alu.profile.unprobed` names every operation.
 
@@ -264,8 +265,19 @@ def choose_alu(model: str = "host") -> Alu:
     """
     if model != "host":
         return build_alu(PROFILES[model])
+    return _measured_alu()
+
+
+@cache
+def _measured_alu() -> Alu:
+    """The ALU that is as this machine's CPU; executable memory is kept only if that must be asked again."""
     try:
-        host = HostAlu(HostCpu())
+        cpu = HostCpu()
     except HostCpuError:
         return build_alu(replace(AMD_ZEN5, unprobed=tuple(SPOTS)))
-    return build_alu(measure(host), host)
+    host = HostAlu(cpu)
+    profile = measure(host)
+    alu = build_alu(profile, host)
+    if not profile.host_operations:
+        cpu.close()
+    return alu

@@ -17,7 +17,7 @@ from machine.alu import build_alu
 from machine.flags import AF, CF, DF, OF, PF, SF, STATUS_MASK, TF, ZF
 from machine.undefined import AMD_ZEN5, PROFILES, SPOTS
 from tests.oracles.host import require_host_alu
-from vmm import hostcpu
+from vmm import hostalu, hostcpu
 from vmm.hostalu import ENCODINGS, HostAlu, choose_alu
 from vmm.hostcpu import BATCH_STATES, WORDS_PER_STATE, HostCpu, HostCpuError
 
@@ -251,3 +251,13 @@ def test_models_are_chosen_by_name() -> None:
     require_host_alu()
     measured = choose_alu()
     assert set(measured.profile.rules) == set(build_alu().profile.rules)
+
+
+def test_the_host_is_measured_once_and_leaves_nothing_mapped() -> None:
+    require_host_alu()
+    hostalu._measured_alu.cache_clear()
+    before = Path("/proc/self/maps").read_text().count("trapgate-hostcpu")
+    measured = choose_alu()
+    assert choose_alu() is measured
+    kept = Path("/proc/self/maps").read_text().count("trapgate-hostcpu") - before
+    assert bool(kept) == bool(measured.profile.host_operations)
