@@ -60,8 +60,9 @@ class Filler:
             HostMemoryError: the host refuses a mapping; what is mapped is on the books.
         """
         region = window.regions.get(linear >> window.region_shift)
-        touched_before = True
+        touched_before = is_known = True
         if region is None:
+            is_known = False
             region, touched_before = self._open(window, linear, write=write)
             if region is None:
                 return False
@@ -72,7 +73,7 @@ class Filler:
             refusal = self._fill_large(window, region, linear, write)
         self.refusal = refusal
         if refusal:
-            if not region.mapped and window.regions.get(linear >> window.region_shift) is region:
+            if not is_known and not region.mapped and window.regions.get(linear >> window.region_shift) is region:
                 self._shadows.forget(window, region)
             if refusal is Refusal.TRACE:
                 self.counters["trace faults"] += 1

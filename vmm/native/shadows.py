@@ -70,7 +70,8 @@ class Shadows:
 
     Attributes:
         cells32, cells64: RAM as table entries, without and with PAE.
-        lets_go: a page table that is written time and again is not shadowed for a while.
+        lets_go: a page table that is written time and again is not shadowed for a while, and a page that its entry
+            moves is mapped anew at once; False where somebody wants to be asked before a page is mapped.
         withheld: pages that fault in spite of what they are mapped for.
         on_drop: told of each page that is mapped no more: the window's host address, the linear page number.
         counters: what happened since the start.
@@ -148,6 +149,7 @@ class Shadows:
             if not users:
                 del self._by_frame[frame]
         region.frames.clear()
+        region.volatile.clear()
         region.kinds[:] = bytes(region.page_count)
         region.mapped = region.boundaries = 0
         del window.regions[region.first_page << PAGE_SHIFT >> window.region_shift]
@@ -246,8 +248,6 @@ class Shadows:
         self.counters["pages dropped"] += 1
         for observer in self.on_drop:
             observer(window.host, region.first_page + index)
-        if not region.mapped:
-            self.forget(window, region)
 
     def _written(self, at: int, length: int, old: bytes, flags: int) -> None:
         """A store to a page that holds tables: what came from the entries that it changed is dropped."""
@@ -279,7 +279,7 @@ class Shadows:
                 return
             size = 8 if region.page_count == 512 else 4
             for index in range((at - table) // size, (at - table + length - 1) // size + 1):
-                if region.kinds[index]:
+                if region.kinds[index] or index in region.volatile:
                     self._reconsider(window, region, index)
 
     def _is_changed(self, region: Region, cell: int) -> bool:
@@ -290,13 +290,39 @@ class Shadows:
         return any(at == cell and (value ^ known) & bits for at, known, bits in region.uppers)
 
     def _reconsider(self, window: Window, region: Region, index: int) -> None:
-        """The entry of a page that is mapped was stored to: the page goes, or loses the right to be written to."""
+        """The entry of a page that is mapped, or was until its entry changed, was stored to.
+
+        The page goes, moves, comes back, or loses the right to be written to.
+        """
         if region.page_count == 512:
             entry = self.cells64[(region.table >> 3) + index]
         else:
             entry = self.cells32[(region.table >> 2) + index]
-        gone = entry & _TOUCHED != _TOUCHED or entry & PAE_RESERVED or (window.user and not entry & US)
-        if gone or self._memory.ram_address(entry & PAE_ADDRESS) >> PAGE_SHIFT != region.ram_pages[index]:
+        old = region.kinds[index]
+        gone = entry & _TOUCHED != _TOUCHED or entry & PAE_RESERVED
+        gone = gone or (window.user and not (region.user and entry & US))
+        at = -1 if gone else self._memory.ram_address(entry & PAE_ADDRESS)
+        ram_page = at >> PAGE_SHIFT
+        if old and (at < 0 or (not self.lets_go and ram_page != region.ram_pages[index])):
             self._drop_page(window, region, index)
-        elif region.kinds[index] == WRITABLE and not (entry & DIRTY and (entry & RW or not window.key & PROTECT_KEY)):
+            return
+        if at < 0 or not (old or self.lets_go):
+            return
+        is_written = region.writable and entry & DIRTY and (entry & RW or not window.key & PROTECT_KEY)
+        if not old or ram_page != region.ram_pages[index]:
+            kind = WRITABLE if is_written and not self._flags[ram_page] else READABLE
+            self._move_page(window, region, index, kind, ram_page)
+        elif old == WRITABLE and not is_written:
             self.change_rights(window, region, index, 1, READABLE)
+
+    def _move_page(self, window: Window, region: Region, index: int, kind: int, ram_page: int) -> None:
+        """Let a page be elsewhere. Its entry says that the guest has touched it, so nothing is told of a touch."""
+        if region.kinds[index]:
+            region.volatile.add(index)
+            self.counters["pages dropped"] += 1
+            for observer in self.on_drop:
+                observer(window.host, region.first_page + index)
+        try:
+            self.map(window, region, index, 1, kind, ram_page)
+        except hostmemory.HostMemoryError:
+            self.empty(window)

@@ -13,7 +13,7 @@ from machine.alu import build_alu
 from machine.clock import Clock
 from machine.cpu import Cpu
 from machine.lines import CpuLines
-from machine.memory import HOLDS_TABLE, PhysicalMemory
+from machine.memory import HOLDS_CODE, HOLDS_TABLE, PhysicalMemory
 from machine.paging import ACCESSED, DIRTY, PS, RW, US, P
 from machine.ports import PortBus
 from machine.state import CR0_PE, CR0_PG, CR0_WP, CR4_PAE, CR4_PSE
@@ -137,6 +137,12 @@ class TestFill:
         assert subject.entry(5) & DIRTY
         assert subject.rights(0x5000) == "rw-"
         assert subject.dropped == []
+
+    def test_a_region_that_is_asked_for_in_vain_is_not_watched(self, subject: Subject) -> None:
+        assert not subject.fill(0x7000)
+        subject.map(5, 0xB_8000)
+        assert not subject.fill(0x5000)
+        assert_nothing_is_known(subject)
 
     def test_a_fault_of_the_guests_own_changes_nothing(self, subject: Subject) -> None:
         subject.map(5, PAGE, US)
@@ -295,6 +301,7 @@ class TestFill:
         assert [subject.rights(page << 12) for page in range(16, 24)] == ["---"] * 2 + ["r--"] + ["---"] * 5
 
     def test_a_page_that_comes_and_goes_brings_no_others(self, subject: Subject) -> None:
+        subject.windows.keep_tables()
         for page in (5, 6, 30):
             subject.map(page, PAGE + 0x1000 * page, RW | ACCESSED | DIRTY)
         subject.fill(30 << 12)
@@ -308,6 +315,49 @@ class TestFill:
         subject.map(5, PAGE, RW | ACCESSED | DIRTY)
         subject.fill(0x5000)
         assert (subject.rights(0x5000), subject.rights(0x6000)) == ("rw-", "---")
+
+    def test_a_page_that_moves_is_mapped_where_it_is_now_without_a_fault(self, subject: Subject) -> None:
+        subject.map(5, PAGE, RW | ACCESSED | DIRTY)
+        subject.fill(0x5000)
+        faults = subject.windows.counters["hidden faults"]
+        for number, (rights, expected) in enumerate(
+            [(RW | ACCESSED | DIRTY, "rw-"), (ACCESSED | DIRTY, "rw-"), (RW | ACCESSED, "r--"), (RW | ACCESSED, "r--")]
+        ):
+            subject.map(5, PAGE + 0x1000 * (number + 1), rights)
+            assert (subject.rights(0x5000), subject.value(0x5000)) == (expected, number + 1)
+            assert len(subject.dropped) == number + 1
+        assert subject.windows.counters["hidden faults"] == faults
+        subject.map(5, PAGE + 0x7000, RW | DIRTY)
+        assert subject.rights(0x5000) == "---"
+
+    def test_one_that_was_gone_comes_back_without_a_fault_if_it_was_touched(self, subject: Subject) -> None:
+        for page in (5, 6):
+            subject.map(page, PAGE, RW | ACCESSED | DIRTY)
+        subject.fill(0x5000)
+        subject.map(6, 0)
+        subject.map(5, 0)
+        subject.map(5, PAGE + 0x1000, RW)
+        assert subject.rights(0x5000) == "---"
+        subject.map(5, PAGE + 0x2000, RW | ACCESSED | DIRTY)
+        assert (subject.rights(0x5000), subject.value(0x5000)) == ("rw-", 2)
+        subject.map(7, PAGE, RW | ACCESSED | DIRTY)
+        assert subject.rights(0x7000) == "---"
+        subject.memory.flag_page((PAGE >> 12) + 3, HOLDS_CODE)
+        subject.map(5, PAGE + 0x3000, RW | ACCESSED | DIRTY)
+        assert (subject.rights(0x5000), subject.value(0x5000)) == ("r--", 3)
+        subject.memory.flag_page((PAGE >> 12) + 2, HOLDS_CODE)
+        subject.map(5, 0xB_8000, RW | ACCESSED | DIRTY)
+        assert subject.rights(0x5000) == "---"
+
+    def test_a_user_gets_nothing_of_the_supervisors_back(self, subject: Subject) -> None:
+        subject.state.cpl = 3
+        for page in (5, 6):
+            subject.map(page, PAGE, RW | US | ACCESSED | DIRTY)
+            subject.fill(page << 12)
+            subject.map(page, PAGE + 0x1000, RW | ACCESSED | DIRTY)
+            assert subject.rights(page << 12) == "---"
+            subject.map(page, PAGE + 0x1000, US | ACCESSED | DIRTY)
+            assert subject.rights(page << 12) == "r--"
 
     @pytest.mark.parametrize("touched", [0, 3, 40, 99])
     def test_a_run_is_mapped_at_once(self, subject: Subject, touched: int) -> None:
@@ -411,7 +461,7 @@ class TestTables:
         "value",
         [
             0,
-            PAGE + 0x1000 | P | RW | US | ACCESSED | DIRTY,
+            PAGE + 0x1000 | P | RW | US | DIRTY,
             PAGE | P | RW | US | DIRTY,
             0xB_8000 | P | RW | US | ACCESSED | DIRTY,
         ],
@@ -501,7 +551,7 @@ class TestTables:
         assert subject.rights(0x5000) == "r--"
         assert subject.dropped == []
 
-    @pytest.mark.parametrize(("offset", "data"), [(20, b"\0"), (18, b"\0\0\0"), (21, b"\xff"), (23, b"\xff")])
+    @pytest.mark.parametrize(("offset", "data"), [(20, b"\0"), (18, b"\0\0\0"), (20, b"\1\xff"), (23, b"\xff")])
     def test_a_part_of_an_entry_is_enough(self, subject: Subject, offset: int, data: bytes) -> None:
         subject.map(5, PAGE, RW)
         subject.fill(0x5000)
@@ -532,7 +582,10 @@ class TestTables:
         flags = subject.memory.page_flags
         assert flags[TABLE >> 12] & flags[DIRECTORY >> 12] & HOLDS_SHADOWED_TABLE
         subject.memory.store(TABLE + 20, 4, 0)
+        assert flags[TABLE >> 12] & flags[DIRECTORY >> 12] & HOLDS_SHADOWED_TABLE, "it may well come back"
+        subject.memory.store(DIRECTORY, 4, 0)
         assert not (flags[TABLE >> 12] | flags[DIRECTORY >> 12]) & HOLDS_SHADOWED_TABLE
+        subject.memory.store(DIRECTORY, 4, TABLE | P | RW | US | ACCESSED)
         subject.map(5, PAGE)
         subject.fill(0x5000)
         subject.memory.store(TABLE + 20, 4, 0)
@@ -557,8 +610,8 @@ class TestTables:
 
     def test_pae_entries_are_eight_bytes(self, subject: Subject) -> None:
         self.use_pae(subject)
+        assert subject.fill(0x5000)
         for half in (0, 4):
-            assert subject.fill(0x5000)
             assert subject.value(0x5000) == 2
             entry = PAE_TABLE + 40 + half
             value = subject.memory.load(entry, 4)
