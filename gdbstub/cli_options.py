@@ -15,8 +15,10 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 1234
 DEFAULT_MEMORY = "64M"
 DEFAULT_DEBUG_EXIT = 0xF4
-DEFAULT_ENGINE = "interp"
-ENGINE_NAMES = ("interp", "bt", "trap")
+DEFAULT_ENGINE = "bt"
+FALLBACK_ENGINE = "interp"
+ENGINE_NAMES = ("bt", "trap", "interp")
+HOST_FLAGS = "host"
 CPU_NAMES = ("p6-nofpu", "pentium4")
 DEFAULT_CPU = "pentium4"
 _PLANNED_ENGINES = ("hybrid",)
@@ -116,8 +118,9 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="bytes written to port 0xe9 (default none)")  # fmt: skip
     add("--debug-exit", type=parse_port_or_none, default=DEFAULT_DEBUG_EXIT, metavar="PORT|none",
         help="the I/O port that ends the run with status value * 2 + 1 (default 0xf4)")  # fmt: skip
-    add("--vmm", type=parse_engine, default=DEFAULT_ENGINE, metavar="ENGINE",
-        help=f"what runs the guest: {', '.join(ENGINE_NAMES)} (default {DEFAULT_ENGINE})")  # fmt: skip
+    add("--vmm", type=parse_engine, default=None, metavar="ENGINE",
+        help="what runs the guest: bt, binary translation; trap, a hardware-style VMM; interp, the slow reference "
+        f"(default {DEFAULT_ENGINE}, or {FALLBACK_ENGINE} where the host cannot do {DEFAULT_ENGINE})")  # fmt: skip
     add("--cpu", "-cpu", type=parse_cpu, default=None, metavar="MODEL",
         help=f"the guest's CPU: {' or '.join(CPU_NAMES)} (default {DEFAULT_CPU})")  # fmt: skip
     add("--verify-tc", action="store_true", help="for --vmm bt: prove emitted code harmless before it may run")
@@ -130,9 +133,10 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--pace", action="store_true", help="time in HLT waits for the host's clock (else it passes at once)")
     add(
         "--undefined-flags",
-        default="host",
+        default=HOST_FLAGS,
         metavar="MODEL",
-        help="flags that the SDM leaves undefined: this host's CPU's (host), or those of a known CPU (default host)",
+        help="flags that the SDM leaves undefined: this host's CPU's (host), or those of a known CPU, which need the "
+        "engine interp (default host)",
     )
     add(
         "--rtc", metavar="YYYY-MM-DD[THH:MM:SS]", help="what the clock chip says at power-on (default: always the same)"

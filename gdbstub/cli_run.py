@@ -19,24 +19,21 @@ from time import monotonic
 
 import trio
 
-from gdbstub import cli_cpu, cli_inputs, counters
+from gdbstub import cli_cpu, cli_engine, cli_inputs, counters
+from gdbstub.cli_engine import UsageError
 from gdbstub.cli_options import DEFAULT_ADDRESS, USAGE_STATUS, Address, Sink
 from gdbstub.cli_serial import Lines, SinkError
 from gdbstub.debuggee import End, EndKind
 from gdbstub.guest import GuestTarget
 from gdbstub.server import ListenError, Server, listen
 from guests import images
-from machine.alu import Alu
 from machine.devices.board import BoardOptions
 from machine.devices.rtc import START_DATE
-from machine.engine import Engine, EngineError
+from machine.engine import EngineError
 from machine.loaders.errors import ImageError
 from machine.loaders.image import LoadOptions, parse_modules
 from machine.memory import MemorySizeError
-from machine.pc import EngineFactory, Machine, MachineOptions
-from machine.undefined import PROFILES
-from vmm.hostalu import choose_alu
-from vmm.interp import Interpreter
+from machine.pc import Machine, MachineOptions
 
 SIGNAL_STATUS = 128
 _COM1, _COM2 = "serial", "serial 2"
@@ -44,31 +41,7 @@ _LINE_NAMES = (_COM1, _COM2)
 _FULL_COLLECTION_EVERY = 1000  # collections of the middle generation; Python itself says 10
 
 
-def _engines(*, verify: bool) -> dict[str, EngineFactory]:
-    """The engines by name; with `verify` what `bt` emits is proven harmless before it may run."""
-
-    def make_bt(machine: Machine) -> Engine:
-        from vmm.bt import BinaryTranslator
-        from vmm.native import hostcheck
-
-        lack = hostcheck.why_not_bt(hostcheck.gather())
-        if lack is not None:
-            raise EngineError(lack)
-        return BinaryTranslator(machine.cpu, machine.debug, verify=verify)
-
-    def make_kvm(machine: Machine) -> Engine:
-        from vmm.trap.kvm_engine import KvmEngine
-
-        return KvmEngine(machine.cpu, machine.debug)
-
-    return {"interp": lambda machine: Interpreter(machine.cpu, machine.debug), "bt": make_bt, "trap kvm": make_kvm}
-
-
 Accompany = Callable[[trio.SocketListener, Machine], Awaitable[None]]
-
-
-class UsageError(Exception):
-    """The command line asks for what cannot be; the text is for the user."""
 
 
 @dataclass(slots=True)
@@ -145,14 +118,6 @@ def _tame_garbage_collection() -> None:
     gc.set_threshold(*gc.get_threshold()[:2], _FULL_COLLECTION_EVERY)
 
 
-def _choose_alu(model: str) -> Alu:
-    try:
-        return choose_alu(model)
-    except KeyError:
-        names = ", ".join(("host", *PROFILES))
-        raise UsageError(f"--undefined-flags {model}: there is no such model; there are: {names}") from None
-
-
 def _recorder(path: str | None, stack: ExitStack) -> cli_inputs.Recorder | None:
     if path is None:
         return None
@@ -171,7 +136,7 @@ def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) ->
         raise UsageError(f"two images, {options.image} and {options.kernel}")
     if len(options.serial) > len(_LINE_NAMES):
         raise UsageError("there are two serial ports, COM1 and COM2")
-    engine = _engine_name(options)
+    engine = cli_engine.choose(options, say)
     image = options.image or options.kernel
     symbols = None
     if image is None:
@@ -204,30 +169,18 @@ def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) ->
                 replay=cli_inputs.read(options.replay) if options.replay else (),
                 record=_recorder(options.record, stack),
             ),
-            _engines(verify=options.verify_tc),
-            engine,
-            _choose_alu(options.undefined_flags),
+            engine.factories,
+            engine.name,
+            engine.alu,
         )
     except (ValueError, EngineError) as error:
         raise UsageError(str(error)) from error
     stack.callback(machine.close)
     target = GuestTarget(machine)
+    target.default_engine = engine.default
     target.end_icount = options.max_insns
     target.pace = monotonic if options.pace else None
     return target
-
-
-def _engine_name(options: argparse.Namespace) -> str:
-    """The engine that --vmm and --trap-backend name together."""
-    if options.paging:
-        raise UsageError("--paging is for the emulated backend of --vmm trap, which is not built yet")
-    if options.vmm != "trap":
-        if options.trap_backend:
-            raise UsageError("--trap-backend is for --vmm trap")
-        return str(options.vmm)
-    if options.trap_backend != "kvm":
-        raise UsageError("the emulated backend of --vmm trap is not built yet; there is --trap-backend kvm")
-    return "trap kvm"
 
 
 def _parse_date(text: str | None) -> datetime:

@@ -51,6 +51,7 @@ class GuestTarget:
         caught_vectors, catch_interrupts: what the user wants to see before delivery.
         physical: gdb's memory packets mean physical addresses.
         until_icount: an instruction count to stop at, once; None for none.
+        default_engine: the engine that runs a guest for which none is named, for people to read.
         end_icount: an instruction count at which the run ends with status 0; None for none.
         unseen_text: why the guest has ended, if no debugger was there to be told.
         pace: a clock of the host in seconds that time in HLT waits for; None lets it pass at once.
@@ -63,6 +64,7 @@ class GuestTarget:
         self.catch_interrupts = False
         self.physical = False
         self.until_icount: int | None = None
+        self.default_engine = ""
         self.end_icount: int | None = None
         self.unseen_text = ""
         self.pace: Callable[[], float] | None = None

@@ -30,15 +30,13 @@ _chosen: list[str] = []
 
 
 def chosen() -> str:
-    """The name of the engine for whoever has no wish."""
+    """The name of the engine for whoever has no wish, in this process."""
     return _chosen[-1] if _chosen else REFERENCE
 
 
 def words() -> list[str]:
-    """What to add to a command line of `trapgate`; nothing, if the default may be tested."""
-    if not _chosen:
-        return []
-    return ["--vmm", _chosen[-1], *(["--verify-tc"] if _chosen[-1] == "bt" else [])]
+    """What to add to a command line of `trapgate`: the engine, if one is chosen, and proof of what `bt` emits."""
+    return [*(["--vmm", _chosen[-1]] if _chosen else []), "--verify-tc"]
 
 
 def make(cpu: Cpu, debug: DebugControl) -> Engine:

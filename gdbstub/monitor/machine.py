@@ -120,7 +120,8 @@ def select_engine(guest: GuestTarget, words: list[str]) -> Iterator[str]:
         except EngineError as error:
             raise TargetError(f"{error}.") from error
     for name in machine.engine_names:
-        yield f"{'*' if name == machine.engine.name else ' '} {name}\n"
+        default = " (the default)" if name == guest.default_engine else ""
+        yield f"{'*' if name == machine.engine.name else ' '} {name}{default}\n"
 
 
 def reset(guest: GuestTarget, _words: list[str]) -> Iterator[str]:

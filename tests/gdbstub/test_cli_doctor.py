@@ -8,7 +8,7 @@ import json
 import pytest
 
 from gdbstub import cli, cli_doctor
-from gdbstub.cli_run import _engines
+from gdbstub.cli_engine import make_factories
 from gdbstub.guest import GuestTarget
 from gdbstub.target import TargetError
 from machine.loaders.image import LoadOptions
@@ -65,7 +65,7 @@ def test_bt_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_monitor_keeps_the_engine_when_bt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     options = MachineOptions(image=b"\x90\xf4", loading=LoadOptions(ram_bytes=4 << 20, load_address=CODE))
-    machine = Machine(options, _engines(verify=False), "interp")
+    machine = Machine(options, make_factories(verify=False), "interp")
     try:
         target = GuestTarget(machine)
         with monkeypatch.context() as patch:

@@ -75,4 +75,4 @@ def test_wrong_words_are_refused_in_one_line(words: list[str], capsys: pytest.Ca
 def test_an_engine_of_later_is_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse("--vmm", "hybrid")
-    assert "hybrid is not built yet; there is: interp" in capsys.readouterr().err
+    assert "hybrid is not built yet; there is: bt, trap, interp" in capsys.readouterr().err

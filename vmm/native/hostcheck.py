@@ -272,11 +272,17 @@ CHECKS: Final[tuple[Callable[[HostFacts], Finding], ...]] = (
 )
 
 
-def why_not_bt(facts: HostFacts) -> str | None:
-    """Why `bt` cannot run on such a host, in one line for the user; None if it can."""
+def lack_of_bt(facts: HostFacts) -> str | None:
+    """What such a host lacks for `bt` and what helps, as part of a line for the user; None if it lacks nothing."""
     for check in CHECKS:
         finding = check(facts)
         if finding.stops_bt and not finding.ok:
             reason = finding.effect.removeprefix("bt cannot run, and interp does: ")
-            return f"the engine bt cannot run here, and interp can: {finding.name} is {finding.value}; {reason}"
+            return f"{finding.name} is {finding.value}; {reason}"
     return None
+
+
+def why_not_bt(facts: HostFacts) -> str | None:
+    """Why `bt` cannot run on such a host, in one line for the user; None if it can."""
+    lack = lack_of_bt(facts)
+    return None if lack is None else f"the engine bt cannot run here, and interp can: {lack}"
