@@ -35,6 +35,7 @@ LINK_FLAGS = (
 )
 NATIVE_SOURCE = "bench/native.c"
 NATIVE_KERNELS = ("bench/kernels.c", "bench/x87.c", "bench/sse2.c")
+NATIVE_COMPUTE = ("fork/native.c", "fork/compute.c")
 # The sources that use the FPU.
 _FLOATING_FLAGS = {
     "bench/x87.c": ("-m80387", "-mhard-float", "-mfpmath=387"),
@@ -137,12 +138,27 @@ def build_native_bench(directory: Path) -> Path:
     Raises:
         BuildError: a tool or the 32-bit C library is missing.
     """
-    kernels = [_compile(source, images.image("bench").flags, directory) for source in NATIVE_KERNELS]
+    return _build_native("bench", NATIVE_SOURCE, NATIVE_KERNELS, directory)
+
+
+def build_native_compute(directory: Path) -> Path:
+    """Build the computation of the guest `fork` as a 32-bit program of the host, from the same object code.
+
+    Returns:
+        The program: takes counts, prints what the guest prints for each.
+
+    Raises:
+        BuildError: a tool or the 32-bit C library is missing.
+    """
+    main, *kernels = NATIVE_COMPUTE
+    return _build_native("fork", main, kernels, directory)
+
+
+def _build_native(image: str, main: str, kernels: Sequence[str], directory: Path) -> Path:
+    objects = [_compile(source, images.image(image).flags, directory) for source in kernels]
     root = images.source_root()
-    program = directory / "bench-native"
-    _run(
-        ["gcc", "-m32", "-O2", "-no-pie", "-Wall", "-Werror", f"guests/{NATIVE_SOURCE}", *kernels, "-o", program], root
-    )
+    program = directory / f"{image}-native"
+    _run(["gcc", "-m32", "-O2", "-no-pie", "-Wall", "-Werror", f"guests/{main}", *objects, "-o", program], root)
     return program
 
 

@@ -90,6 +90,17 @@ IMAGES = (
         "nano/nano.ld",
         ("-O2",),
     ),
+    Image(
+        "fork",
+        "processes in ring 3 with copy-on-write fork, for workloads chosen by the command line",
+        "multiboot",
+        (
+            *("fork/entry.S", "fork/main.c", "fork/memory.c", "fork/processes.c", "fork/traps.c"),
+            *("fork/user.c", "fork/compute.c"),
+        ),
+        "fork/fork.ld",
+        ("-O2",),
+    ),
     _tiny("triple", "a triple fault by way of #UD, #NP and #DF"),
     _tiny("hlt", "ten timer interrupts, waited for by HLT"),
     _tiny("loop", "a jump to itself"),

@@ -76,6 +76,28 @@ _NANO_SUMS = {
 }
 _NANO_ONCE = "".join(f"start {name}\n{name} 100 {_NANO_SUMS.get(name, 0):x}\n" for name in NANO_NAMES)
 
+# The workloads of `fork` by the formulas that the statuses and sums of its processes follow; that of the computation is
+# what the host computes, see test_behaviour.
+FORK_COMPUTE_SUMS = {1: 0x1D337CEC, 10: 0xC5ED62CB}
+
+
+def fork_results(count: int) -> dict[str, int]:
+    """The result of each workload of `fork` but `compute`."""
+    return {
+        "forkwait": sum(i % 16 + i // 16 + i + 1 for i in range(count)),
+        "syscalls": count,
+        "ptchurn": sum(range(count)),
+        "io": sum(i & 0xFF for i in range(count)),
+        "mix": 2 * count * (FORK_COMPUTE_SUMS[1] + 1 + 2),
+    }
+
+
+FORK_NAMES = ("forkwait", "compute", "syscalls", "ptchurn", "io", "mix")
+_FORK_SUMS = {**fork_results(10), "compute": FORK_COMPUTE_SUMS[10]}
+_FORK_ONCE = "".join(f"start {name}\n{name} 10 {_FORK_SUMS[name] & 0xFFFFFFFF:x}\n" for name in FORK_NAMES)
+# Each child copies the page that it writes to; then its parent has that page, and that of its stack, for itself.
+_FORK_COUNTS = r"counts forks=3 system_calls=10 page_faults=25 copies=3 reuses=6 zeroed=16 switches=\d+ ticks=\d+\n"
+
 BEHAVIOURS = (
     Behaviour(
         "demo",
@@ -103,6 +125,8 @@ BEHAVIOURS = (
     Behaviour("bench", "", f"{_BENCH_ONCE}done\n", 0),
     Behaviour("nano", "", f"{_NANO_ONCE}done\n", 0),
     Behaviour("nano", "page_fault=3 in", "start page_fault\npage_fault 3 3\nstart in\nin 100 0\ndone\n", 0),
+    Behaviour("fork", "", f"{_FORK_ONCE}done\n", 0),
+    Behaviour("fork", "hz=20000 forkwait=3 counts", f"start forkwait\nforkwait 3 9\n{_FORK_COUNTS}done\n", 0),
     Behaviour("tiny-triple", "", "triple\n", 0),
     Behaviour("tiny-hlt", "", r"\.{10}\n", 10 * DEBUG_EXIT + 1),
     Behaviour("tiny-loop", "", "loop\n", None),

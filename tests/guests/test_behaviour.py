@@ -9,7 +9,7 @@ import pytest
 
 from guests import build, images
 from tests.guests import qemu
-from tests.guests.behaviours import BEHAVIOURS, Behaviour
+from tests.guests.behaviours import BEHAVIOURS, FORK_COMPUTE_SUMS, Behaviour, fork_results
 from tests.system.tools import qemu as find_qemu
 
 
@@ -82,6 +82,25 @@ def test_checksums_are_right_where_they_are_known() -> None:
     for number in sorted(numbers):
         checksum = (checksum * 31 + number) & 0xFFFFFFFF
     assert int(sums["sort"], 16) == checksum
+
+
+# The kernel with fork.
+
+
+def test_the_computation_of_fork_is_the_hosts(tmp_path: Path) -> None:
+    program = build.build_native_compute(tmp_path)
+    done = subprocess.run([program, "1", "10"], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines() == [f"compute {count} {value:x}" for count, value in FORK_COMPUTE_SUMS.items()]
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_counts_of_fork_scale_and_ticks_do_no_harm() -> None:
+    """Processes that are interrupted every 50,000 instructions; pages that are taken again and again."""
+    outcome = qemu.run(qemu.kernel(images.path("fork"), "hz=20000 forkwait=300 syscalls=70 ptchurn=300 io=300 mix=9"))
+    assert outcome.status == 0
+    lines = [line.split() for line in outcome.serial.splitlines()]
+    for name, count, result in (line for line in lines if len(line) == 3):
+        assert int(result, 16) == fork_results(int(count))[name] & 0xFFFFFFFF
 
 
 def test_triple_has_the_chain_that_is_documented(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def functions(elf: Path) -> list[tuple[str, int, bytes]]:
 
 
 def test_names_are_those_that_users_were_told() -> None:
-    names = "demo boot bench nano tiny-triple tiny-hlt tiny-loop tiny-exit tiny-selfmod tiny-stepper"
+    names = "demo boot bench nano fork tiny-triple tiny-hlt tiny-loop tiny-exit tiny-selfmod tiny-stepper"
     assert " ".join(images.NAMES) == names
 
 

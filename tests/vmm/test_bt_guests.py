@@ -128,6 +128,29 @@ class TestBench:
         compare("bench", "paging calls", total=150_000, longest=50_000)
 
 
+class TestFork:
+    """Processes that share pages until one writes to them, with timer interrupts among them."""
+
+    def test_each_workload(self) -> None:
+        outcome = compare(
+            "fork", "hz=2000 forkwait=3 compute syscalls=50 ptchurn=20 io=20 mix=1", total=3_000_000, longest=20_000
+        )
+        assert outcome.stop is not None
+        assert outcome.stop.kind is StopKind.EXIT
+        assert b"ptchurn 20 be\n" in outcome.output
+        assert int(outcome.statistics[1]["interrupts"]) > 0
+
+    def test_forks_cut_into_small_pieces(self) -> None:
+        outcome = compare("fork", "hz=20000 forkwait=2 ptchurn=2", total=300_000, longest=700)
+        assert b"done\n" in outcome.output
+
+    def test_few_windows_and_a_small_translation_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vmm.native.windows.MAX_WINDOWS", 2)
+        monkeypatch.setattr("vmm.native.cache.TC_BYTES", 80 << 10)
+        outcome = compare("fork", "forkwait=3 mix=1", total=3_000_000, longest=20_000)
+        assert b"done\n" in outcome.output
+
+
 def test_boot_sector() -> None:
     outcome = compare(images.floppy("boot"), total=400_000, longest=20_000)
     assert b"protected mode" in outcome.output
