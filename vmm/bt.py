@@ -30,6 +30,7 @@ from vmm.native.fpupointers import recover
 from vmm.native.fragmentstore import FragmentStore
 from vmm.native.modes import Mode
 from vmm.native.registers import GuestRegisters
+from vmm.native.routine import rflags_of
 from vmm.native.signals import CORE
 from vmm.native.spaces import Space, Spaces
 from vmm.native.tally import Stopwatch, Tally
@@ -70,6 +71,7 @@ class BinaryTranslator(Interpreter):
         self._guarding = False  # what is interpreted has to be checked for breakpoints and watched accesses
         self._register_stops: frozenset[int] = frozenset()  # the instruction breakpoints of DR7
         self._culprits = Culprits()
+        self._is_judging = False  # the instruction at EIP is a callout for what it does, so that is looked at
         self._port_accesses = 0
         self._counters: dict[str, int] = {}
         self._tally = Tally()
@@ -175,7 +177,10 @@ class BinaryTranslator(Interpreter):
             if self._guarding and clock.icount - began_icount < SHORT_STRETCH_INSNS:
                 self._guarded_until_icount = clock.icount + GUARDED_INSNS
                 return None
-            stop = self._interpret(min(limit_icount, clock.icount + 1))
+            if self._is_judging:
+                stop = self._interpret_adapted(min(limit_icount, clock.icount + 1))
+            else:
+                stop = self._interpret(min(limit_icount, clock.icount + 1))
             if stop is not None:
                 return stop
             ran = self._cache.running
@@ -198,6 +203,15 @@ class BinaryTranslator(Interpreter):
         if self._cpu.clock.icount < limit_icount:
             return self._execute_one(check_breakpoints=True)
         return None
+
+    def _interpret_adapted(self, limit_icount: int) -> Stop | None:
+        """Interpret an instruction that has been adapted; if it touches nothing that is watched, it may revert."""
+        memory, eip = self._cpu.memory, self._cpu.state.eip
+        before = memory.other_accesses
+        stop = self._interpret(limit_icount)
+        for fragment in self._culprits.executed(eip, touched=memory.other_accesses != before):
+            self._store.drop_fragment(fragment)
+        return stop
 
     def _is_interrupted(self, limit_icount: int) -> bool:
         """Whether a device, the time or a REP under way wants the boundary after any interpreted instruction."""
@@ -250,6 +264,7 @@ class BinaryTranslator(Interpreter):
         """
         tc = self._tc
         assert tc is not None
+        self._is_judging = False
         cpu = self._cpu
         state, clock, block = cpu.state, cpu.clock, tc.state
         words, quads = block.words, block.quads
@@ -281,8 +296,7 @@ class BinaryTranslator(Interpreter):
             elif reason == Exit.CALLOUT:
                 self._tally.call_out(cpu, words[stateblock.EIP])
                 self._sync(limit_icount, words[stateblock.EIP])
-                for fragment in self._culprits.executed(words[stateblock.EIP]):
-                    self._store.drop_fragment(fragment)
+                self._is_judging = self._culprits.has(words[stateblock.EIP])
                 return True
             elif reason == Exit.PORT:
                 target = self._access_port(space, limit_icount)
@@ -372,7 +386,7 @@ class BinaryTranslator(Interpreter):
         write = bool(quads[stateblock.FAULT_ERROR] & 2)
         is_access = words[stateblock.FAULT_SIGNAL * 2] == signal.SIGSEGV
         if tc.is_routine(at):
-            return self._leave_routine(space, limit_icount, host, write=write)
+            return self._leave_routine(space, limit_icount, at, host, write=write)
         fragment = self._store.index.at(at)
         assert fragment is not None, "a fault outside every fragment"
         index = fragment.index_at(at)
@@ -395,20 +409,22 @@ class BinaryTranslator(Interpreter):
             if can_fill and self._windows.refusal is Refusal.PAGE_FAULT and linear & 0xFFF >= _LONGEST_ACCESS_BYTES:
                 walk(self._cpu.memory, space.window.paging, linear, write=write, user=space.mode.user)
         is_habit = is_access and not tc.is_budget_guard(host) and self._windows.refusal in _HABITS
-        by_device = self._windows.refusal is Refusal.DEVICE
-        if is_habit and self._culprits.fault(fragment, fragment.eips[retired], by_device=by_device):
+        if is_habit and self._culprits.fault(fragment, fragment.eips[retired]):
             self._store.drop_fragment(fragment)
         self._count("budget exits" if tc.is_budget_guard(host) else "faults interpreted")
         return None
 
-    def _leave_routine(self, space: Space, limit_icount: int, host: int, *, write: bool) -> int | None:
+    def _leave_routine(self, space: Space, limit_icount: int, at: int, host: int, *, write: bool) -> int | None:
         """A routine met a page that its window does not have: back to before its instruction, and try again."""
         tc = self._tc
         assert tc is not None
         words, quads = tc.state.words, tc.state.quads
         for number in range(3):
             words[number] = words[stateblock.ROUTINE_REGISTERS + number]
-        quads[stateblock.FLAGS] = quads[stateblock.ROUTINE_FLAGS]
+        if tc.keeps_status_only(at):
+            quads[stateblock.FLAGS] = rflags_of(words[stateblock.ROUTINE_STATUS], quads[stateblock.FLAGS])
+        else:
+            quads[stateblock.FLAGS] = quads[stateblock.ROUTINE_FLAGS]
         quads[stateblock.BUDGET] += 1
         eip = words[stateblock.ROUTINE_EIP]
         window = self._windows.at(host)

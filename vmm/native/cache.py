@@ -37,7 +37,7 @@ from vmm.native.operands import (
     RBX,
     RSP,
 )  # fmt: skip
-from vmm.native.routines import emit_routines
+from vmm.native.routines import WITH_IMAGE, emit_routines
 from vmm.native.signals import CORE, SLOT_BYTES
 from vmm.native.stateblock import StateBlock, field, gpr
 
@@ -121,6 +121,10 @@ class TranslationCache:
     def is_routine(self, offset: int) -> bool:
         """Whether code at `offset` belongs to the routines of in-TC emulation."""
         return self._routines_at <= offset < _STUBS_BYTES
+
+    def keeps_status_only(self, offset: int) -> bool:
+        """Whether the routine at `offset` keeps the status flags alone, in `routine_status`."""
+        return offset < self.routines[WITH_IMAGE[0]]
 
     def is_budget_guard(self, host: int) -> bool:
         """Whether a fault address says that the budget is used up."""

@@ -85,6 +85,8 @@ ENCODINGS: dict[str, tuple[str, ...]] = {
     "call": ("rel32: E8 cd", "rm64: FF /2"),
     "ret": (": C3",),
     "nop": (": 90",),
+    "lahf": (": 9F",),
+    "sahf": (": 9E",),
     "cld": (": FC",),
     "std": (": FD",),
     "syscall": (": 0F 05",),

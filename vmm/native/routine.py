@@ -9,6 +9,7 @@ from machine.flags import DF, IF, STATUS_MASK
 from machine.state import FS, GS
 from vmm.native.assembler import Assembler
 from vmm.native.operands import (
+    AL,
     EAX,
     ECX,
     EDX,
@@ -41,6 +42,9 @@ _GATE_32 = 0x8E00
 RFLAGS = STATUS_MASK | DF
 HOST_FLAGS = 2 | IF
 
+_LAHF_MASK = 0xD5
+_OF_BIT = 11
+
 NULLABLE = (FS, GS)
 SAVED = (EAX, ECX, EDX)
 
@@ -50,23 +54,47 @@ def linear(register: Register, offset: int = 0, bits: int = 32) -> Memory:
     return Memory(bits, register, displacement=offset, gs=True)
 
 
+def rflags_of(status: int, rflags: int) -> int:
+    """RFLAGS from what LAHF and SETO left in AX, and DF, which routines leave alone, from RFLAGS as they are."""
+    return rflags & DF | HOST_FLAGS | status >> 8 & _LAHF_MASK | (status & 1) << _OF_BIT
+
+
 class Routine:
     """Emits one routine: its beginning, its ends, and what several of them have in common."""
 
-    def __init__(self, assembler: Assembler, callout: int) -> None:
+    def __init__(self, assembler: Assembler, callout: int, *, has_image: bool) -> None:
+        """Emit the beginning.
+
+        Args:
+            assembler: where to.
+            callout: host address of the exit for a callout.
+            has_image: all of RFLAGS is kept aside, for a routine that pushes or loads them; else the status flags
+                alone, by LAHF, SETO and back, which take a fraction of PUSHFQ's and POPFQ's time.
+        """
         self.asm = assembler
         self.emit = assembler.emit
         self.failed = Label()
         self._callout = callout
         for number, register in enumerate(SAVED):
             self.emit("mov", word("routine_registers", number), register)
-        self.emit("pushfq")
-        self.emit("pop", field("routine_flags"))
+        self._has_image = has_image
+        if has_image:
+            self.emit("pushfq")
+            self.emit("pop", field("routine_flags"))
+        else:
+            self.emit("lahf")
+            self.emit("seto", AL)
+            self.emit("mov", field("routine_status"), EAX)
 
     def load_saved(self) -> None:
         """EAX, ECX, EDX and RFLAGS as they were."""
-        self.emit("push", field("routine_flags"))
-        self.emit("popfq")
+        if self._has_image:
+            self.emit("push", field("routine_flags"))
+            self.emit("popfq")
+        else:
+            self.emit("mov", EAX, field("routine_status"))
+            self.emit("add", AL, 0x7F)  # overflows from 1 alone
+            self.emit("sahf")
         for number, register in enumerate(SAVED):
             self.emit("mov", register, word("routine_registers", number))
 

@@ -43,6 +43,8 @@ _ANY_DATA = 0x9100
 _WRITABLE_BIT = 0x200
 _GRANULAR_BIT = 0x0080_0000
 
+WITH_IMAGE = ("popf", "popfw", "int", "iret")  # behind all others; they keep all of RFLAGS
+
 _DATA_REGISTERS = ((ES, "es"), (DS, "ds"), (FS, "fs"), (GS, "gs"))
 
 
@@ -58,20 +60,20 @@ def emit_routines(assembler: Assembler, callout: int) -> dict[str, int]:
     def begin(name: str) -> Routine:
         assembler.align(16)
         entries[name] = len(assembler.code)
-        return Routine(assembler, callout)
+        return Routine(assembler, callout, has_image=name in WITH_IMAGE)
 
     for number, name in _DATA_REGISTERS:
         _emit_load(begin(f"load {name}"), number)
         if number not in NULLABLE:
             _emit_load(begin(f"load flat {name}"), number, flat=True)
-    _emit_popf(begin("popf"))
-    _emit_popf(begin("popfw"), narrow=True)
-    emit_interrupt(begin("int"))
-    emit_iret(begin("iret"))
     emit_sysenter(begin("sysenter"))
     emit_sysexit(begin("sysexit"))
     _emit_load_cr3(begin("load cr3"))
     _emit_cpuid(begin("cpuid"))
+    _emit_popf(begin(WITH_IMAGE[0]))
+    _emit_popf(begin("popfw"), narrow=True)
+    emit_interrupt(begin("int"))
+    emit_iret(begin("iret"))
     return entries
 
 

@@ -44,6 +44,7 @@ _FIELDS = (
     ("routine_next", 4),  # of the one behind it
     ("routine_registers", 12),  # EAX ECX EDX as they were when it began
     ("routine_flags", 8),
+    ("routine_status", 4),  # or AX as LAHF and SETO leave it, instead
     ("routine_return", 8),  # host address at which a routine that was called goes on
     ("kernel_space", 16),  # window and dispatch table of CPL 0 of this address space, 0 if not known
     ("user_space", 16),  # the same of CPL 3
@@ -181,6 +182,7 @@ SHADOW = OFFSETS["shadow"] // 4
 PENDING = OFFSETS["pending"] // 4
 ROUTINE_EIP = OFFSETS["routine_eip"] // 4
 ROUTINE_REGISTERS = OFFSETS["routine_registers"] // 4
+ROUTINE_STATUS = OFFSETS["routine_status"] // 4
 ROUTINE_FLAGS = OFFSETS["routine_flags"] // 8
 KERNEL_SPACE = OFFSETS["kernel_space"] // 8
 USER_SPACE = OFFSETS["user_space"] // 8
