@@ -6,6 +6,7 @@ Imports of those parts wait until one is needed, so that `--help` is there at on
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 
@@ -36,14 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(options: argparse.Namespace, gdb_words: list[str]) -> int:
-    if options.command == "run":
-        from gdbstub import cli_run
-
-        return cli_run.run(options)
-    if options.command == "gdb":
-        from gdbstub import cli_gdb
-
-        return cli_gdb.run(options, gdb_words)
+    if options.command in ("run", "gdb"):
+        gc.disable()  # a tenth of the start is a search for garbage in what was just imported; `cli_run` enables it
+        try:
+            return _run(options, gdb_words)
+        finally:
+            gc.enable()
     if options.command == "bench":
         from gdbstub import cli_bench
 
@@ -51,6 +50,16 @@ def _dispatch(options: argparse.Namespace, gdb_words: list[str]) -> int:
     from gdbstub import cli_doctor
 
     return cli_doctor.run(options)
+
+
+def _run(options: argparse.Namespace, gdb_words: list[str]) -> int:
+    if options.command == "run":
+        from gdbstub import cli_run
+
+        return cli_run.run(options)
+    from gdbstub import cli_gdb
+
+    return cli_gdb.run(options, gdb_words)
 
 
 if __name__ == "__main__":

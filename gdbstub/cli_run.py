@@ -114,6 +114,7 @@ def _tame_garbage_collection() -> None:
 
     Meanwhile no packet is heard. What becomes garbage by itself is freed all the same, and young cycles are found.
     """
+    gc.enable()
     gc.freeze()
     gc.set_threshold(*gc.get_threshold()[:2], _FULL_COLLECTION_EVERY)
 

@@ -4,10 +4,10 @@ It must not know packets or what the registers mean.
 """
 
 from collections.abc import Sequence
-from xml.sax.saxutils import quoteattr
 
 from gdbstub.fields import PacketError
 from gdbstub.target import Description, Feature, Field, FlagsType, Register, StructType, TypeDefinition, UnionType
+from gdbstub.xmltext import quote
 
 _CORE_FEATURE = "org.gnu.gdb.i386.core"
 # gdb rejects the whole description if one of these is missing from its feature, and the session is dead.
@@ -89,33 +89,31 @@ def _target_xml(description: Description) -> str:
 
 
 def _feature_xml(feature: Feature) -> str:
-    lines = [f"<feature name={quoteattr(feature.name)}>"]
+    lines = [f"<feature name={quote(feature.name)}>"]
     lines += [_type_xml(definition) for definition in feature.types]
     lines += [_register_xml(register) for register in feature.registers]
     return "\n".join([*lines, "</feature>"])
 
 
 def _register_xml(register: Register) -> str:
-    group = "" if register.group is None else f" group={quoteattr(register.group)}"
+    group = "" if register.group is None else f" group={quote(register.group)}"
     save_restore = "" if register.save_restore else ' save-restore="no"'
-    name, kind = quoteattr(register.name), quoteattr(register.type)
+    name, kind = quote(register.name), quote(register.type)
     return f'<reg name={name} bitsize="{register.bits}" type={kind}{group}{save_restore}/>'
 
 
 def _type_xml(definition: TypeDefinition) -> str:
-    name = quoteattr(definition.id)
+    name = quote(definition.id)
     if isinstance(definition, FlagsType | StructType):
         tag = "flags" if isinstance(definition, FlagsType) else "struct"
         fields = "".join(_field_xml(field) for field in definition.fields)
         return f'<{tag} id={name} size="{definition.size_bytes}">{fields}</{tag}>'
     if isinstance(definition, UnionType):
-        members = "".join(
-            f"<field name={quoteattr(member)} type={quoteattr(kind)}/>" for member, kind in definition.members
-        )
+        members = "".join(f"<field name={quote(member)} type={quote(kind)}/>" for member, kind in definition.members)
         return f"<union id={name}>{members}</union>"
-    return f'<vector id={name} type={quoteattr(definition.element)} count="{definition.count}"/>'
+    return f'<vector id={name} type={quote(definition.element)} count="{definition.count}"/>'
 
 
 def _field_xml(field: Field) -> str:
-    kind = "" if field.type is None else f" type={quoteattr(field.type)}"
-    return f'<field name={quoteattr(field.name)} start="{field.first_bit}" end="{field.last_bit}"{kind}/>'
+    kind = "" if field.type is None else f" type={quote(field.type)}"
+    return f'<field name={quote(field.name)} start="{field.first_bit}" end="{field.last_bit}"{kind}/>'

@@ -3,6 +3,8 @@
 It must not know the protocol; a `Session` takes and gives bytes.
 """
 
+from __future__ import annotations
+
 import errno
 import itertools
 import socket
@@ -10,12 +12,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from ipaddress import ip_address
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import trio
 
 from gdbstub.debuggee import Debuggee, End, EndKind
-from gdbstub.session import Session
 from gdbstub.target import StintEnd, Target
+
+if TYPE_CHECKING:
+    from gdbstub.session import Session
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 1234
@@ -133,6 +138,8 @@ class Server:
             self._log(f"{name}: refused, there are {MAX_CLIENTS} already")
             await trio.aclose_forcefully(stream)
             return
+        from gdbstub.session import Session  # when somebody is there: the guest need not wait for it at the start
+
         session = Session(self.debuggee, lambda line: self._log(f"{name}: {line}"))
         client = _Client(name, stream, session)
         self._clients.append(client)

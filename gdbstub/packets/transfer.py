@@ -5,13 +5,13 @@ It must not know how their facts come about; the target gives them.
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape as escape_xml
-from xml.sax.saxutils import quoteattr
 
 from gdbstub.fields import ENOENT, PacketError, parse_pair
 from gdbstub.framing import escape
 from gdbstub.packets.command import Command
 from gdbstub.target import MemoryRegion
+from gdbstub.xmltext import escape as escape_xml
+from gdbstub.xmltext import quote
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -46,7 +46,7 @@ def _read_features(session: "Session", annex: str) -> bytes:
 def _read_threads(session: "Session", annex: str) -> bytes:
     _expect_no_annex(annex)
     rows = "".join(
-        f'<thread id="{session.thread_id(thread.id).decode()}" core="0" name={quoteattr(thread.name)}>'
+        f'<thread id="{session.thread_id(thread.id).decode()}" core="0" name={quote(thread.name)}>'
         f"{escape_xml(thread.extra)}</thread>\n"
         for thread in session.target.threads()
     )
@@ -86,11 +86,11 @@ def _read_os_data(session: "Session", annex: str) -> bytes:
     else:
         raise PacketError(f"there is no table {annex}", ENOENT)
     items = "".join(f"<item>{_columns_xml(row)}</item>\n" for row in rows)
-    return f"{_XML}<osdata type={quoteattr(annex or 'types')}>\n{items}</osdata>\n".encode()
+    return f"{_XML}<osdata type={quote(annex or 'types')}>\n{items}</osdata>\n".encode()
 
 
 def _columns_xml(row: dict[str, str]) -> str:
-    return "".join(f"<column name={quoteattr(title)}>{escape_xml(text)}</column>" for title, text in row.items())
+    return "".join(f"<column name={quote(title)}>{escape_xml(text)}</column>" for title, text in row.items())
 
 
 def _expect_no_annex(annex: str) -> None:

@@ -13,13 +13,16 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from fractions import Fraction
 from struct import Struct
+from typing import TYPE_CHECKING
 
 from iced_x86 import Instruction, RegisterExt
 
 from machine.fpustate import MXCSR, MXCSR_FLUSH_TO_ZERO, OPERAND, XMM
 from machine.instructions.operands import is_memory
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 OVERFLOW, UNDERFLOW, PRECISION = 0x08, 0x10, 0x20
 _DENORMALS_ARE_ZERO = 0x40
@@ -36,8 +39,8 @@ _OPERATIONS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
 _SINGLE, _DOUBLE = Struct("<f"), Struct("<d")
 _SIGNIFICAND_BITS = {4: 24, 8: 53}
 _LEAST = {4: 2.0**-126, 8: 2.0**-1022}
-_QUANTUM = {4: Fraction(1, 2**149), 8: Fraction(1, 2**1074)}
-_LARGEST = {4: Fraction((2**24 - 1) * 2**104), 8: Fraction((2**53 - 1) * 2**971)}
+_QUANTA_IN_1 = {4: 2**149, 8: 2**1074}
+_LARGEST = {4: (2**24 - 1) * 2**104, 8: (2**53 - 1) * 2**971}
 
 
 class Underflow:
@@ -86,6 +89,8 @@ class Underflow:
             values = [0.0 if abs(value) < _LEAST[self._source_bytes] else value for value in values]
         if not all(map(math.isfinite, values)) or (self._operation is operator.truediv and not values[1]):
             return False
+        from fractions import Fraction  # with the first exception of this kind: few guests have one
+
         fractions = [Fraction(value) for value in values]
         result = fractions[0] if self._operation is None else self._operation(*fractions)
         if abs(result) > _LARGEST[self._bytes] and mxcsr >> _MASKS_SHIFT & OVERFLOW:
@@ -93,7 +98,7 @@ class Underflow:
         if abs(result) < _LEAST[self._bytes] and mxcsr >> _MASKS_SHIFT & UNDERFLOW:
             if mxcsr & MXCSR_FLUSH_TO_ZERO:
                 return bool(result)
-            return (result / _QUANTUM[self._bytes]).denominator != 1
+            return (result * _QUANTA_IN_1[self._bytes]).denominator != 1
         return not _fits(result, _SIGNIFICAND_BITS[self._bytes])
 
 
