@@ -53,6 +53,7 @@ class PhysicalMemory:
         ram: its mapping.
         ram_bytes: size of RAM, a multiple of 4096, at least 1 MiB.
         page_flags: one byte of flags for each page of `ram`.
+        other_accesses: how many so far did not go to plain RAM: of devices, of nothing, and writes to flagged pages.
     """
 
     def __init__(self, ram_bytes: int) -> None:
@@ -69,6 +70,7 @@ class PhysicalMemory:
         self.write_observers: list[WriteObserver] = []
         self.flag_observers: list[Callable[[int], None]] = []
         self.a20_observers: list[Callable[[], None]] = []
+        self.other_accesses = 0
         self._a20_mask = (1 << 64) - 1
         self._devices: list[tuple[int, int, MemoryDevice]] = []
         self._rom_first = HOLE_LAST + 1
@@ -148,6 +150,7 @@ class PhysicalMemory:
             return int.from_bytes(self.ram8[at : at + size_bytes], "little")
         if physical & 0xFFF > PAGE_BYTES - size_bytes:
             return int.from_bytes(self.read(physical, size_bytes), "little")
+        self.other_accesses += 1
         physical &= self._a20_mask
         for first, end, device in self._devices:
             if first <= physical < end:
@@ -166,6 +169,7 @@ class PhysicalMemory:
             else:
                 self.ram8[at : at + size_bytes] = value.to_bytes(size_bytes, "little")
         else:
+            self.other_accesses += 1
             physical &= self._a20_mask
             for first, end, device in self._devices:
                 if first <= physical < end:
@@ -217,6 +221,7 @@ class PhysicalMemory:
             done += count
 
     def _write_flagged(self, at: int, data: bytes, flags: int) -> None:
+        self.other_accesses += 1
         if flags & READ_ONLY:
             return
         old = bytes(self.ram8[at : at + len(data)])

@@ -67,6 +67,7 @@ class BlockCache:
         fetched: for each of (CS.D, user): linear page number to the blocks of the page that is mapped there now.
             Withheld pages stay out, so that whoever looks there must ask `find`.
         withheld_linear, withheld_physical: page numbers with breakpoints.
+        longest_insns: how many instructions a block has at most.
         running: the block under execution, or the last one: cut short if a store changes the mapping under it.
     """
 
@@ -75,6 +76,7 @@ class BlockCache:
         self.fetched: tuple[dict[int, dict[int, Block]], ...] = ({}, {}, {}, {})
         self.withheld_linear: frozenset[int] = frozenset()
         self.withheld_physical: frozenset[int] = frozenset()
+        self.longest_insns = MAX_BLOCK_INSTRUCTIONS
         self.running: Block | None = None
         self.decoded_blocks = 0
         self.decoded_insns = 0
@@ -145,7 +147,7 @@ class BlockCache:
             base = page.ram_page << PAGE_SHIFT
             end = min(offset + _SINGLE_BYTES, 4096) if single else 4096
             data = bytes(memory.ram8[base + offset : base + end])
-            block = self._decode(data, big, cut=True, limit=1 if single else MAX_BLOCK_INSTRUCTIONS)
+            block = self._decode(data, big, cut=True, limit=1 if single else self.longest_insns)
             if not block.operations:
                 return self._loose_block(linear, base + offset, big), withheld
             blocks[offset] = block
@@ -217,9 +219,27 @@ class BlockCache:
             if page is None:
                 continue
             base = ram_page << PAGE_SHIFT
-            if any(page.covered[max(0, at - base) : min(4096, at + length - base)]):
+            first, end = max(0, at - base), min(4096, at + length - base)
+            if any(page.covered[first:end]):
                 self.invalidations += 1
-                self._drop(page)
+                self._drop_blocks(page, first, end)
+
+    def _drop_blocks(self, page: CodePage, first: int, end: int) -> None:
+        """Forget the blocks with bytes from offset `first` to before `end` of a page, and a page without any."""
+        page.covered = bytearray(4096)
+        is_empty = True
+        for blocks in (*page.blocks, *page.singles):
+            for offset, block in list(blocks.items()):
+                length = block.offsets[-1]
+                if offset < end and first < offset + length:
+                    block.operations.clear()
+                    block.kept.clear()
+                    del blocks[offset]
+                else:
+                    page.covered[offset : offset + length] = b"\1" * length
+                    is_empty = False
+        if is_empty:
+            self._drop(page)
 
     def _drop(self, page: CodePage) -> None:
         for blocks in (*page.blocks, *page.singles):

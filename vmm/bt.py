@@ -94,6 +94,7 @@ class BinaryTranslator(Interpreter):
         for number, value in enumerate(leaves):
             self._tc.state.words[stateblock.CPUID + number] = value
         super().enter()
+        self._cache.longest_insns = 1  # callouts come one at a time
         self._spaces.attach()
         self._registers = GuestRegisters(self._cpu, self._tc.state)
         self._cpu.memory.write_observers.append(self._store.code_written)

@@ -199,13 +199,17 @@ class TestInvalidation:
         rig.find().operations[0]()
         assert (rig.cpu.state.gpr[EAX], rig.cpu.state.gpr[EBX]) == (0, 1)
 
-    def test_all_blocks_of_the_page_go(self, rig: Rig) -> None:
+    def test_only_blocks_with_changed_bytes_go(self, rig: Rig) -> None:
         rig.memory.write(CODE, JMP_SELF)
         rig.memory.write(CODE + 0x800, JMP_SELF)
         rig.memory.write(CODE + PAGE, JMP_SELF)
         near, far, elsewhere = rig.find(CODE), rig.find(CODE + 0x800), rig.find(CODE + PAGE)
         rig.memory.store(CODE, 1, 0x90)
         assert not near.operations
+        assert far.operations
+        assert rig.find(CODE + 0x800) is far
+        rig.memory.store(CODE, 1, 0x91)
+        rig.memory.store(CODE + 0x801, 1, 0x90)
         assert not far.operations
         assert elsewhere.operations
         assert not rig.is_fetched(CODE)

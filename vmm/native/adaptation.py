@@ -22,15 +22,23 @@ TABLE_WRITES = 8
 TABLE_WRITES_MOST = 1024
 _TABLES = 4096
 
-# An instruction that faults on a trace or a device is translated anew, without the fault, when the faults have cost
-# about as much as that does. It takes 10 us so, where an innocent one takes less than 1 ns: after a few executions in a
-# row during which nothing was written to a page that is watched, it gets the plain form back. That nobody sees of a
-# device; then the plain form is tried after so many executions, and should one fault come, the other one is back for
-# four times as long: at worst a hundredth of the time is spent on trying.
+# An instruction that faults on a trace or a device, again and again, becomes a callout. Executed so it takes 8 us, and
+# a fault takes 25, but the plain form less than 1 ns where nothing is watched. So the callout pays where more than a
+# third of the executions touch what is watched: an innocent one weighs 1, one that is not -2, and when the innocent
+# ones weigh so much that translating the unit anew is paid for, the plain form comes back. Where an adaptation did not
+# pay, as of a copy routine that many share, twice as many faults are put up with the next time.
 INSTRUCTION_FAULTS = 24
-INSTRUCTION_INNOCENT = 16
-INSTRUCTION_EXECUTIONS = 2048
-INSTRUCTION_EXECUTIONS_MOST = 1 << 20
+INSTRUCTION_FAULTS_MOST = 24 << 8
+INSTRUCTION_INNOCENT = 24
+TOUCH_WEIGHT = 2
+ADAPTATION_WEIGHT = 48  # two translations of a unit, in executions by callout
+
+# An instruction whose bytes are written time and again, with the unit around it executed in between, becomes a callout
+# too, in no unit: stores to its bytes drop nothing then. That spares the translation of a unit, 100 to 300 us.
+INSTRUCTION_WRITES = 4
+INSTRUCTION_WRITES_MOST = 4 << 8
+REWRITTEN_INNOCENT = 64
+REWRITE_WEIGHT = 32
 _INSTRUCTIONS = 4096
 
 
@@ -69,29 +77,56 @@ class TableWrites:
 
 @dataclass(slots=True, eq=False)
 class Culprit:
-    """An instruction that has faulted on a trace or a device.
+    """An instruction that has faulted on a trace or a device, or was written to.
 
     Attributes:
         eip: its address.
+        ram_page: the page of RAM that it is in.
         limit: how many faults are put up with.
-        probation: after how many executions without a fault of a device it is tried in the plain form.
-        faults: how often, since it was last translated plainly.
-        by_device: whether the last one was a device's.
-        is_adapted: whether it is to be translated without the fault.
-        executions: how often it has been executed so; for traces, without a write to a watched page.
-        traced_writes: the count of these when it was last executed.
+        writes_limit: how many stores to its bytes are.
+        faults, writes: how many came since it was last translated plainly.
+        is_adapted: whether it is a callout.
+        end: offset in its page behind it if it is one because it was written to, else 0.
+        is_new: it was written to since it was last executed.
+        innocent: weight of the executions as a callout that need not have been.
+        balance: weight of what callouts have saved since it became one.
         fragments: whose code has it.
     """
 
     eip: int
-    limit: int
-    probation: int
+    ram_page: int
+    limit: int = INSTRUCTION_FAULTS
+    writes_limit: int = INSTRUCTION_WRITES
     faults: int = 0
-    by_device: bool = False
+    writes: int = 0
     is_adapted: bool = False
-    executions: int = 0
-    traced_writes: int = 0
+    end: int = 0
+    is_new: bool = False
+    innocent: int = 0
+    balance: int = 0
     fragments: list[Fragment] = field(default_factory=list)
+
+    def execute(self, *, touched: bool) -> bool:
+        """It was interpreted, and touched what is watched or not; whether it is to revert."""
+        if self.end:
+            weight, enough = REWRITE_WEIGHT * (self.is_new or touched), REWRITTEN_INNOCENT
+            self.is_new = False
+        else:
+            weight, enough = TOUCH_WEIGHT * touched, INSTRUCTION_INNOCENT
+        self.balance += weight or -1
+        self.innocent = max(0, self.innocent - (weight or -1))
+        return self.innocent >= enough
+
+    def revert(self) -> None:
+        """It gets its plain form back."""
+        paid = self.balance > ADAPTATION_WEIGHT
+        if self.end:
+            self.writes_limit = INSTRUCTION_WRITES if paid else min(2 * self.writes_limit, INSTRUCTION_WRITES_MOST)
+        else:
+            self.limit = INSTRUCTION_FAULTS if paid else min(2 * self.limit, INSTRUCTION_FAULTS_MOST)
+        self.is_adapted = self.is_new = False
+        self.faults = self.writes = self.end = self.innocent = self.balance = 0
+        self.fragments.clear()
 
 
 @dataclass(slots=True)
@@ -100,37 +135,65 @@ class Culprits:
 
     Attributes:
         counters: adaptations and reversions since the start.
-        traced_writes: writes to pages that somebody watches, counted by whoever sees them.
     """
 
-    counters: dict[str, int] = field(default_factory=lambda: {"adaptations": 0, "reversions": 0})
-    traced_writes: int = 0
+    counters: dict[str, int] = field(
+        default_factory=lambda: {"adaptations": 0, "adaptations to written code": 0, "reversions": 0}
+    )
     _by_page: dict[int, dict[int, Culprit]] = field(default_factory=dict)
     _adapted: dict[int, list[Culprit]] = field(default_factory=dict)  # by guest address
+    _written: dict[int, list[Culprit]] = field(default_factory=dict)  # those that are written to, by page of RAM
     _count: int = 0
 
-    def fault(self, fragment: Fragment, eip: int, *, by_device: bool = False) -> bool:
+    def fault(self, fragment: Fragment, eip: int) -> bool:
         """The instruction at `eip` of a fragment has faulted; whether that is to be translated anew."""
+        culprit = self._of(fragment, eip)
+        culprit.faults += 1
+        if culprit.faults >= culprit.limit and not culprit.is_adapted:
+            self._adapt(culprit)
+        return culprit.is_adapted
+
+    def write(self, fragment: Fragment, first: int, end: int) -> None:
+        """A store changed bytes of a fragment, from offset `first` to before `end` of its page."""
+        for eip, after in fragment.instructions_in(first, end):
+            culprit = self._of(fragment, eip)
+            culprit.writes += 1
+            if culprit.writes >= culprit.writes_limit and not culprit.is_adapted:
+                self._adapt(culprit)
+                self.counters["adaptations to written code"] += 1
+                culprit.end = after
+                culprit.is_new = True
+                self._written.setdefault(culprit.ram_page, []).append(culprit)
+
+    def note_write(self, ram_page: int, first: int, end: int) -> None:
+        """There was a store to bytes of a page that holds code."""
+        for culprit in self._written.get(ram_page, ()):
+            if culprit.eip & 0xFFF < end and first < culprit.end:
+                culprit.is_new = True
+
+    def _of(self, fragment: Fragment, eip: int) -> Culprit:
         if self._count >= _INSTRUCTIONS:
             self._clear()
         page = self._by_page.setdefault(fragment.ram_page, {})
         culprit = page.get(eip)
         if culprit is None:
-            culprit = page[eip] = Culprit(eip, INSTRUCTION_FAULTS, INSTRUCTION_EXECUTIONS)
+            culprit = page[eip] = Culprit(eip, fragment.ram_page)
             self._count += 1
-        culprit.faults += 1
-        culprit.by_device = by_device
-        if culprit.faults >= culprit.limit and not culprit.is_adapted:
-            culprit.is_adapted = True
-            culprit.executions = 0
-            self._adapted.setdefault(eip, []).append(culprit)
-            self.counters["adaptations"] += 1
-        return culprit.is_adapted
+        return culprit
+
+    def _adapt(self, culprit: Culprit) -> None:
+        culprit.is_adapted = True
+        self._adapted.setdefault(culprit.eip, []).append(culprit)
+        self.counters["adaptations"] += 1
 
     def adapted(self, ram_page: int) -> frozenset[int]:
         """The addresses of a page's instructions that are not to be translated plainly."""
         page = self._by_page.get(ram_page)
         return frozenset(each.eip for each in page.values() if each.is_adapted) if page else frozenset()
+
+    def is_written(self, ram_page: int, eip: int) -> bool:
+        """Whether an instruction is a callout because its bytes change, so that nothing depends on them."""
+        return any(culprit.eip == eip for culprit in self._written.get(ram_page, ()))
 
     def translated(self, fragment: Fragment) -> None:
         """A fragment is there; if an adapted instruction is in it, it goes when that reverts."""
@@ -141,16 +204,20 @@ class Culprits:
                 if culprit is not None and culprit.is_adapted:
                     culprit.fragments.append(fragment)
 
-    def executed(self, eip: int) -> list[Fragment]:
-        """The instruction at `eip` was interpreted; returns the fragments to be dropped because it reverts."""
+    def has(self, eip: int) -> bool:
+        """Whether an instruction at `eip` is adapted."""
+        return eip in self._adapted
+
+    def executed(self, eip: int, *, touched: bool) -> list[Fragment]:
+        """The instruction at `eip` was interpreted; returns the fragments to be dropped because it reverts.
+
+        Args:
+            eip: its address.
+            touched: it accessed a device, or wrote to a page that somebody watches.
+        """
         found: list[Fragment] = []
         for culprit in tuple(self._adapted.get(eip, ())):
-            if not culprit.by_device and culprit.traced_writes != self.traced_writes:
-                culprit.traced_writes = self.traced_writes
-                culprit.executions = 0
-                continue
-            culprit.executions += 1
-            if culprit.executions >= (culprit.probation if culprit.by_device else INSTRUCTION_INNOCENT):
+            if culprit.execute(touched=touched):
                 found += culprit.fragments
                 self._revert(culprit)
         return found
@@ -165,17 +232,19 @@ class Culprits:
         """Forget all: what is adapted stays so until it is translated again."""
         self._by_page.clear()
         self._adapted.clear()
+        self._written.clear()
         self._count = 0
 
     def _revert(self, culprit: Culprit) -> None:
-        culprit.is_adapted = False
-        culprit.fragments.clear()
-        culprit.faults = 0
-        if culprit.by_device:
-            culprit.limit = 1
-            culprit.probation = min(4 * culprit.probation, INSTRUCTION_EXECUTIONS_MOST)
-        remaining = self._adapted[culprit.eip]
-        remaining.remove(culprit)
-        if not remaining:
-            del self._adapted[culprit.eip]
+        if culprit.end:
+            _remove(self._written, culprit.ram_page, culprit)
+        culprit.revert()
+        _remove(self._adapted, culprit.eip, culprit)
         self.counters["reversions"] += 1
+
+
+def _remove(lists: dict[int, list[Culprit]], key: int, culprit: Culprit) -> None:
+    remaining = lists[key]
+    remaining.remove(culprit)
+    if not remaining:
+        del lists[key]

@@ -58,6 +58,13 @@ class Fragment:
         """Offset in its page of its first instruction."""
         return self.linear & 0xFFF
 
+    def instructions_in(self, first: int, end: int) -> list[tuple[int, int]]:
+        """The instructions with bytes from offset `first` to before `end` of the page: guest address, offset behind."""
+        last = self.first + self.guest_bytes
+        starts = sorted({(self.first + eip - self.eip, eip) for eip in self.eips if self.first + eip - self.eip < last})
+        ends = [at for at, _ in starts[1:]] + [last]
+        return [(eip, after) for (at, eip), after in zip(starts, ends, strict=True) if at < end and first < after]
+
     def index_at(self, offset: int) -> int:
         """Which guest instruction the code at `offset` belongs to; -1 before the first."""
         return bisect_right(self.hosts, offset) - 1
@@ -103,7 +110,7 @@ class FragmentIndex:
         return [
             fragment
             for fragment in self.pages.get(ram_page, ())
-            if fragment.first < end and first < fragment.first + fragment.guest_bytes
+            if fragment.guest_bytes and fragment.first < end and first < fragment.first + fragment.guest_bytes
         ]
 
     def cover_anew(self, ram_page: int) -> bool:

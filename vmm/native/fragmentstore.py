@@ -29,6 +29,7 @@ HOLDS_FRAGMENTS = 0x20  # page flag: emitted code stands for bytes of this page 
 # Whoever jumps to a dropped fragment goes by way of its successors, one for each change of its bytes. Direct jumps stay
 # in the page; so with all its fragments those ways end, too. GRUB changes the number of each INT before it.
 CHANGES_PUT_UP_WITH = 32
+LONGEST_PATCH_BYTES = 16  # what is longer loads other code
 _TC_RESERVE_BYTES = 64 << 10
 
 # By guest address and page of RAM: at which addresses of the page a fragment has to stop.
@@ -119,7 +120,7 @@ class FragmentStore:
             eip,
             ram_page,
             start,
-            max(1, (unit.end_eip - eip) & MASK32),
+            (unit.end_eip - eip) & MASK32 or int(not self._culprits.is_written(ram_page, eip)),
             [start + offset for offset in unit.hosts],
             list(unit.eips),
             unit.charged,
@@ -154,13 +155,17 @@ class FragmentStore:
 
     def code_written(self, at: int, length: int, _old: bytes, flags: int) -> None:
         """A store to a page with fragments: those go whose bytes it hits, and now and then all of the page's."""
-        self._culprits.traced_writes += 1
         if not flags & HOLDS_FRAGMENTS:
             return
         for ram_page in range(at >> PAGE_SHIFT, (at + length - 1 >> PAGE_SHIFT) + 1):
             base = ram_page << PAGE_SHIFT
-            hit = self.index.overlapping(ram_page, max(0, at - base), min(4096, at + length - base))
+            first, end = max(0, at - base), min(4096, at + length - base)
+            self._culprits.note_write(ram_page, first, end)
+            hit = self.index.overlapping(ram_page, first, end)
             if hit:
+                if end - first <= LONGEST_PATCH_BYTES:
+                    for fragment in hit:
+                        self._culprits.write(fragment, first, end)
                 self._drop_some(ram_page, hit)
 
     def _drop_some(self, ram_page: int, fragments: list[Fragment]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from vmm.native.adaptation import (
-    INSTRUCTION_EXECUTIONS,
-    INSTRUCTION_EXECUTIONS_MOST,
+    ADAPTATION_WEIGHT,
     INSTRUCTION_FAULTS,
+    INSTRUCTION_FAULTS_MOST,
     INSTRUCTION_INNOCENT,
+    INSTRUCTION_WRITES,
+    REWRITTEN_INNOCENT,
     TABLE_WRITES,
     TABLE_WRITES_MOST,
     Culprits,
@@ -22,12 +26,18 @@ def fragment(ram_page: int = 7, *eips: int) -> Fragment:
     return Fragment(Mode(user=False), 0x1_2340, ram_page, 0, 16, [0, 8], list(eips or (0x1_2340, EIP)), 1)
 
 
-def adapt(culprits: Culprits, *, by_device: bool = True) -> int:
+def adapt(culprits: Culprits) -> int:
     """How many faults it takes."""
     faults = 1
-    while not culprits.fault(fragment(), EIP, by_device=by_device):
+    while not culprits.fault(fragment(), EIP):
         faults += 1
     return faults
+
+
+def revert(culprits: Culprits) -> None:
+    """Execute it until it has its plain form back, with nothing touched."""
+    while culprits.has(EIP):
+        culprits.executed(EIP, touched=False)
 
 
 def limit_of(writes: TableWrites, table: int) -> int:
@@ -78,8 +88,10 @@ class TestCulprits:
         assert adapt(culprits) == INSTRUCTION_FAULTS
         assert culprits.adapted(7) == {EIP}
         assert culprits.adapted(8) == frozenset()
+        assert culprits.has(EIP)
+        assert not culprits.has(EIP + 1)
         assert culprits.fault(fragment(), EIP)  # another fragment that has it
-        assert culprits.counters == {"adaptations": 1, "reversions": 0}
+        assert culprits.counters["adaptations"] == 1
 
     def test_the_same_address_in_another_page_of_ram_is_another_instruction(self) -> None:
         culprits = Culprits()
@@ -93,53 +105,76 @@ class TestCulprits:
         found = [fragment(), fragment(7, EIP)]
         for each in (*others, *found):
             culprits.translated(each)
-        for _ in range(INSTRUCTION_EXECUTIONS - 1):
-            assert culprits.executed(EIP) == []
-            assert culprits.executed(EIP + 1) == []
-        assert culprits.executed(EIP) == found
+        for _ in range(INSTRUCTION_INNOCENT - 1):
+            assert culprits.executed(EIP, touched=False) == []
+            assert culprits.executed(EIP + 1, touched=False) == []
+        assert culprits.executed(EIP, touched=False) == found
         assert culprits.adapted(7) == frozenset()
-        assert culprits.executed(EIP) == []
-        assert culprits.counters == {"adaptations": 1, "reversions": 1}
+        assert not culprits.has(EIP)
+        assert culprits.executed(EIP, touched=False) == []
+        assert culprits.counters["reversions"] == 1
 
-    def test_one_fault_is_enough_then_and_it_is_tried_less_often(self) -> None:
+    @pytest.mark.parametrize(("every", "stays"), [(1, True), (2, True), (3, True), (4, False), (50, False)])
+    def test_the_share_of_executions_that_touch_something_decides(self, every: int, stays: bool) -> None:
         culprits = Culprits()
         adapt(culprits)
-        expected = INSTRUCTION_EXECUTIONS
-        while True:
-            culprits.translated(fragment())
-            executions = 1
-            while not culprits.executed(EIP):
-                executions += 1
-            assert executions == expected
-            assert adapt(culprits) == 1
-            if expected >= 1 << 15:
-                break
-            expected *= 4
-        assert expected < INSTRUCTION_EXECUTIONS_MOST
+        for turn in range(5000):
+            culprits.executed(EIP, touched=turn % every == 0)
+        assert culprits.has(EIP) is stays
 
-    def test_a_trace_is_over_when_nothing_watched_is_written_to(self) -> None:
+    def test_more_faults_are_put_up_with_where_it_did_not_pay(self) -> None:
+        culprits = Culprits()
+        expected = INSTRUCTION_FAULTS
+        for _ in range(12):
+            assert adapt(culprits) == expected
+            revert(culprits)
+            expected = min(2 * expected, INSTRUCTION_FAULTS_MOST)
+        assert expected == INSTRUCTION_FAULTS_MOST
+        adapt(culprits)
+        for _ in range(ADAPTATION_WEIGHT):
+            culprits.executed(EIP, touched=True)
+        revert(culprits)
+        assert adapt(culprits) == INSTRUCTION_FAULTS
+
+    def test_an_instruction_that_is_written_to_is_adapted_and_its_bytes_are_followed(self) -> None:
         culprits = Culprits()
         for _ in range(3):
-            assert adapt(culprits, by_device=False) == INSTRUCTION_FAULTS
-            culprits.translated(fragment())
-            for turn in range(200):
-                if turn % INSTRUCTION_INNOCENT == 0:
-                    culprits.traced_writes += 1
-                assert not culprits.executed(EIP)
-            culprits.traced_writes += 1
-            innocent = 0
-            while not culprits.executed(EIP):
-                innocent += 1
-            assert innocent == INSTRUCTION_INNOCENT
+            for _ in range(INSTRUCTION_WRITES):
+                assert not culprits.has(EIP)
+                culprits.write(fragment(), 0x349, 0x34A)
+            assert culprits.adapted(7) == {EIP}
+            assert culprits.is_written(7, EIP)
+            assert not culprits.is_written(7, EIP - 5)
+            assert not culprits.is_written(8, EIP)
+            executions = 0
+            while culprits.has(EIP):
+                if executions < 20 and executions % 3 == 0:
+                    culprits.note_write(7, 0x34F, 0x350)
+                culprits.note_write(7, 0x350, 0x1000)
+                culprits.note_write(7, 0, 0x345)
+                culprits.note_write(8, 0, 0x1000)
+                culprits.executed(EIP, touched=False)
+                executions += 1
+            assert executions == 20 + REWRITTEN_INNOCENT - 1
+            assert not culprits.is_written(7, EIP)  # and it paid, so that as few stores are enough the next time
+
+    def test_more_stores_are_put_up_with_where_it_did_not_pay(self) -> None:
+        culprits = Culprits()
+        for expected in (INSTRUCTION_WRITES, 2 * INSTRUCTION_WRITES, 4 * INSTRUCTION_WRITES):
+            writes = 0
+            while not culprits.has(EIP):
+                culprits.write(fragment(), 0x348, 0x34C)
+                writes += 1
+            assert writes == expected
+            revert(culprits)
 
     def test_an_empty_cache_leaves_nothing_to_drop(self) -> None:
         culprits = Culprits()
         adapt(culprits)
         culprits.translated(fragment())
         culprits.forget_fragments()
-        assert not any(culprits.executed(EIP) for _ in range(INSTRUCTION_EXECUTIONS))
+        assert not any(culprits.executed(EIP, touched=False) for _ in range(INSTRUCTION_INNOCENT))
         assert culprits.counters["reversions"] == 1
-        assert adapt(culprits) == 1
 
     def test_their_number_is_bounded(self) -> None:
         culprits = Culprits()
