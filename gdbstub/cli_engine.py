@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from gdbstub.cli_options import DEFAULT_ENGINE, FALLBACK_ENGINE, HOST_FLAGS
 from machine.alu import Alu
@@ -65,7 +66,7 @@ def make_factories(*, verify: bool, foreign_flags: str | None = None) -> dict[st
     """The engines by name.
 
     Args:
-        verify: what `bt` emits is proven harmless before it may run.
+        verify: what the native core emits is proven harmless before it may run.
         foreign_flags: the model of --undefined-flags if that is not this host's CPU, which then may execute nothing.
     """
 
@@ -73,15 +74,25 @@ def make_factories(*, verify: bool, foreign_flags: str | None = None) -> dict[st
         if foreign_flags is not None:
             raise EngineError(_why_not_these_flags(foreign_flags))
 
-    def make_bt(machine: Machine) -> Engine:
-        from vmm.bt import BinaryTranslator
+    def need_native_core() -> None:
         from vmm.native import hostcheck
 
         refuse_foreign_flags()
         lack = hostcheck.why_not_bt(hostcheck.gather())
         if lack is not None:
             raise EngineError(lack)
+
+    def make_bt(machine: Machine) -> Engine:
+        from vmm.bt import BinaryTranslator
+
+        need_native_core()
         return BinaryTranslator(machine.cpu, machine.debug, verify=verify)
+
+    def make_trap(machine: Machine, *, nested: bool = False) -> Engine:
+        from vmm.trap.engine import TrapEngine
+
+        need_native_core()
+        return TrapEngine(machine.cpu, machine.debug, nested=nested, verify=verify)
 
     def make_kvm(machine: Machine) -> Engine:
         from vmm.trap.kvm_engine import KvmEngine
@@ -89,7 +100,13 @@ def make_factories(*, verify: bool, foreign_flags: str | None = None) -> dict[st
         refuse_foreign_flags()
         return KvmEngine(machine.cpu, machine.debug)
 
-    return {"bt": make_bt, "interp": lambda machine: Interpreter(machine.cpu, machine.debug), "trap kvm": make_kvm}
+    return {
+        "bt": make_bt,
+        "trap": make_trap,
+        "trap nested": partial(make_trap, nested=True),
+        "trap kvm": make_kvm,
+        "interp": lambda machine: Interpreter(machine.cpu, machine.debug),
+    }
 
 
 def _choose_alu(model: str) -> Alu:
@@ -122,14 +139,15 @@ def _why_not_these_flags(model: str) -> str:
 
 
 def _named_engine(options: argparse.Namespace) -> str | None:
-    """The engine that --vmm and --trap-backend name together; None if they name none."""
-    if options.paging:
-        raise UsageError("--paging is for the emulated backend of --vmm trap, which is not built yet")
+    """The engine that --vmm, --trap-backend and --paging name together; None if they name none."""
     if options.vmm != "trap":
-        if options.trap_backend:
-            raise UsageError("--trap-backend is for --vmm trap")
-        name: str | None = options.vmm
-        return name
-    if options.trap_backend != "kvm":
-        raise UsageError("the emulated backend of --vmm trap is not built yet; there is --trap-backend kvm")
-    return "trap kvm"
+        for name in ("trap_backend", "paging"):
+            if getattr(options, name):
+                raise UsageError(f"--{name.replace('_', '-')} is for --vmm trap")
+        engine: str | None = options.vmm
+        return engine
+    if options.trap_backend == "kvm":
+        if options.paging:
+            raise UsageError("--paging is for the emulated backend of --vmm trap; KVM has its own way")
+        return "trap kvm"
+    return "trap nested" if options.paging == "nested" else "trap"

@@ -14,6 +14,7 @@ USAGE_STATUS = 2
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 1234
 DEFAULT_MEMORY = "64M"
+DEFAULT_REPORT = "docs/paper"
 DEFAULT_DEBUG_EXIT = 0xF4
 DEFAULT_ENGINE = "bt"
 FALLBACK_ENGINE = "interp"
@@ -83,8 +84,16 @@ def build_parser() -> Parser:
     add_machine_options(gdb)
     gdb.add_argument("-S", dest="wait", action="store_true", help=argparse.SUPPRESS)
     bench = commands.add_parser("bench", help="run the benchmarks", allow_abbrev=False)
-    bench.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all); --list names them")
+    bench.add_argument(
+        "names", nargs="*", metavar="NAME", help="benchmarks to run (default: all but paper); --list names them"
+    )
     bench.add_argument("--json", metavar="FILE", help="write the results there too")
+    bench.add_argument(
+        "--out", metavar="DIR", default=DEFAULT_REPORT, help=f"where paper writes its report (default {DEFAULT_REPORT})"
+    )
+    bench.add_argument(
+        "--scale", type=parse_scale, default=1.0, metavar="X", help="for paper: measure X times as long (default 1)"
+    )
     bench.add_argument("--list", action="store_true", help="list the benchmarks")
     doctor = commands.add_parser("doctor", help="say what this host offers, and what falls back", allow_abbrev=False)
     doctor.add_argument("--json", action="store_true", help="as JSON")
@@ -124,8 +133,10 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--cpu", "-cpu", type=parse_cpu, default=None, metavar="MODEL",
         help=f"the guest's CPU: {' or '.join(CPU_NAMES)} (default {DEFAULT_CPU})")  # fmt: skip
     add("--verify-tc", action="store_true", help="for --vmm bt: prove emitted code harmless before it may run")
-    add("--trap-backend", choices=("emulated", "kvm"), help="whose CPU --vmm trap runs on; kvm: this host's own")
-    add("--paging", choices=("shadow", "nested"), help="for --vmm trap")
+    add("--trap-backend", choices=("emulated", "kvm"), help="whose CPU --vmm trap runs on: an emulated one with SVM "
+        "(default), or with kvm this host's own")  # fmt: skip
+    add("--paging", choices=("shadow", "nested"), help="how --vmm trap pages: shadow page tables (default), or nested "
+        "ones that the emulated hardware walks")  # fmt: skip
     add("--max-insns", type=parse_count, metavar="N", help="end the run after N instructions")
     add(
         "--ns-per-insn", type=parse_count, default=1, metavar="N", help="virtual nanoseconds an instruction (default 1)"
@@ -224,3 +235,14 @@ def parse_count(text: str) -> int:
     if not digits.replace("_", "").isdecimal() or int(digits) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(digits) * scale
+
+
+def parse_scale(text: str) -> float:
+    """A positive factor."""
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = 0.0
+    if not 0 < scale < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return scale

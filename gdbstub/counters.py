@@ -23,7 +23,8 @@ _GROUPS: Sequence[tuple[str, tuple[str, ...]]] = (
         "faults and adaptation",
         ("hidden", "true", "trace", "device", "faults", "budget", "page", "windows", "adapt", "reversions"),
     ),
-    ("events", ("interrupts", "exceptions", "injected")),
+    ("exits", ("exits", "world", "injected", "VMCB", "paging", "prefills", "nested")),
+    ("events", ("interrupts", "exceptions")),
     ("interpreted code", ("blocks", "instructions")),
 )
 _OTHERS = "others"

@@ -74,3 +74,11 @@ class CountsExits(Protocol):
 
     def exit_counts(self) -> Sequence[ExitCount]:
         """By reason, the most expensive first."""
+
+
+@runtime_checkable
+class LocatesExits(Protocol):
+    """An engine that knows where in the guest its exits came from."""
+
+    def exit_sites(self, count: int) -> Sequence[tuple[int, int, int]]:
+        """The guest addresses whose exits cost most, that first: EIP, how many, and their nanoseconds."""

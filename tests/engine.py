@@ -1,7 +1,7 @@
-"""Which engine a test that names none runs on: both in turn, if it uses the fixture `each_engine`.
+"""Which engine a test that names none runs on: all in turn, if it uses the fixture `each_engine`.
 
 Whoever starts a machine asks here, in this process (`make`, `factories`) or by the command line (`words`); why a test
-does or does not run on both is the test's business.
+does or does not run on all is the test's business.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from machine.engine import Engine
 from machine.pc import EngineFactory, Machine
 from vmm.bt import BinaryTranslator
 from vmm.interp import Interpreter
+from vmm.trap.engine import TrapEngine
 
 
 def verified(cpu: Cpu, debug: DebugControl) -> BinaryTranslator:
@@ -23,7 +24,23 @@ def verified(cpu: Cpu, debug: DebugControl) -> BinaryTranslator:
     return BinaryTranslator(cpu, debug, verify=True)
 
 
-MAKERS: Mapping[str, Callable[[Cpu, DebugControl], Engine]] = {"interp": Interpreter, "bt": verified}
+def trap(cpu: Cpu, debug: DebugControl) -> TrapEngine:
+    """`trap` with shadow paging, verified as `bt` is."""
+    return TrapEngine(cpu, debug, verify=True)
+
+
+def trap_nested(cpu: Cpu, debug: DebugControl) -> TrapEngine:
+    """`trap nested`, verified as `bt` is."""
+    return TrapEngine(cpu, debug, nested=True, verify=True)
+
+
+MAKERS: Mapping[str, Callable[[Cpu, DebugControl], Engine]] = {
+    "interp": Interpreter,
+    "bt": verified,
+    "trap": trap,
+    "trap nested": trap_nested,
+}
+_WORDS = {"trap nested": ["--vmm", "trap", "--paging", "nested"]}
 REFERENCE = "interp"
 
 _chosen: list[str] = []
@@ -36,7 +53,7 @@ def chosen() -> str:
 
 def words() -> list[str]:
     """What to add to a command line of `trapgate`: the engine, if one is chosen, and proof of what `bt` emits."""
-    return [*(["--vmm", _chosen[-1]] if _chosen else []), "--verify-tc"]
+    return [*(_WORDS.get(_chosen[-1], ["--vmm", _chosen[-1]]) if _chosen else []), "--verify-tc"]
 
 
 def make(cpu: Cpu, debug: DebugControl) -> Engine:

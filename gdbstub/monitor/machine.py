@@ -13,7 +13,7 @@ from gdbstub.monitor.command import Command, parse_number, usage_error
 from gdbstub.target import FlagsType, QuitRequested, TargetError
 from machine import flags
 from machine.descriptors import Descriptor, describe_kind
-from machine.engine import CountsExits, EngineError
+from machine.engine import EngineError
 from machine.state import SEG_G, Segment, SegmentRegister
 from vmm.native.inspection import Inspectable
 
@@ -90,24 +90,6 @@ def show_statistics(guest: GuestTarget, _words: list[str]) -> Iterator[str]:
         yield f"  {site.eip:08x}  {site.row:18} {site.count:,}\n"
 
 
-def show_exits(guest: GuestTarget, _words: list[str]) -> Iterator[str]:
-    """`exits`."""
-    engine = guest.machine.engine
-    if not isinstance(engine, CountsExits):
-        raise TargetError(f"The engine `{engine.name}` has no exits; the engines of `trap` have.")
-    rows = engine.exit_counts()
-    total = sum(row.count for row in rows)
-    if not total:
-        yield "The guest has not been left yet.\n"
-        return
-    yield f"{'exit':32} {'count':>12} {'share':>7} {'mean us':>9} {'total ms':>10}\n"
-    for row in rows:
-        mean_us = row.total_ns / row.count / 1e3
-        yield f"{row.reason:32} {row.count:12,} {row.count / total:7.1%} {mean_us:9.2f} {row.total_ns / 1e6:10.3f}\n"
-    total_ns = sum(row.total_ns for row in rows)
-    yield f"{'all':32} {total:12,} {1:7.1%} {total_ns / total / 1e3:9.2f} {total_ns / 1e6:10.3f}\n"
-
-
 def select_engine(guest: GuestTarget, words: list[str]) -> Iterator[str]:
     """`vmm [NAME]`."""
     machine = guest.machine
@@ -149,7 +131,6 @@ COMMANDS = (
     Command("info registers", "", "every register, hidden parts decoded", show_registers),
     Command("info icount", "", "the instruction count and virtual time", show_icount),
     Command("stats", "", "what the engine has counted since the start", show_statistics),
-    Command("exits", "", "what the guest was left for, how often, and what handling it took", show_exits),
     Command(
         "vmm",
         "[NAME]",

@@ -8,7 +8,17 @@ import pytest
 
 from gdbstub.guest import GuestTarget
 from gdbstub.monitor import COMMANDS, find
-from gdbstub.target import Breakpoint, BreakpointKind, QuitRequested, StopReason, TargetError, Verdict
+from gdbstub.target import (
+    Breakpoint,
+    BreakpointKind,
+    QuitRequested,
+    Resume,
+    ResumeMode,
+    StintEnd,
+    StopReason,
+    TargetError,
+    Verdict,
+)
 from guests import images
 from machine.loaders.image import LoadOptions
 from machine.pc import Machine, MachineOptions
@@ -334,6 +344,25 @@ class TestMachine:
     def test_exits_are_those_of_an_engine_that_has_some(self, demo: GuestTarget) -> None:
         with pytest.raises(TargetError, match="`interp` has no exits"):
             say(demo, "exits")
+        with pytest.raises(TargetError, match="`interp` has no VMCB"):
+            say(demo, "vmcb")
+
+    @pytest.mark.parametrize("name", ["trap", "trap nested"])
+    def test_what_trap_is_left_for(self, name: str) -> None:
+        code = bytes.fromhex("be05000000 e480 0fa2 4e 75f9 f4")  # five times IN and CPUID, then HLT
+        with guest(code) as target:
+            assert f"* {name}\n" in say(target, f"vmm {name}")
+            assert say(target, "exits") == "The guest has not been left yet.\n"
+            target.resume([Resume(ResumeMode.CONTINUE)])
+            assert any(target.run(1000) is StintEnd.IDLE for _ in range(20))
+            text = say(target, "exits")
+            assert re.search(r"^IN from 0x0080 +5 ", text, re.MULTILINE)
+            assert re.search(r"^CPUID +5 ", text, re.MULTILINE)
+            assert re.search(rf"^  {CODE + 7:08x} +5 ", text.partition("cost most")[2], re.MULTILINE)
+            block = say(target, "vmcb")
+            assert "VMEXIT_HLT" in block
+            assert f"paging       {'nested' if name == 'trap nested' else 'shadow'}" in block
+            assert "seconds in emulation of hardware" in say(target, "stats")
 
     def test_stats(self, demo: GuestTarget) -> None:
         text = say(demo, "stats")

@@ -101,7 +101,7 @@ class TestRefusals:
             (("--serial", "none", "--serial", "none", "--serial", "none"), "two serial ports"),
             (("-m", "16G"), "4095 MiB"),
             (("-m", "0"), "1 MiB"),
-            (("--paging", "nested"), "not built yet"),
+            (("--paging", "nested"), "is for --vmm trap"),
             (("--undefined-flags", "zork"), "amd-zen5"),
             (("--initrd", "/nonexistent"), "No such file"),
             (("--gdb", "203.0.113.1:0"), "cannot listen"),

@@ -78,7 +78,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (("--vmm", "trap"), "the emulated backend of --vmm trap is not built yet; there is --trap-backend kvm"),
             (("--trap-backend", "kvm"), "--trap-backend is for --vmm trap"),
             ((*ON_KVM, "--paging", "nested"), "--paging is for the emulated backend"),
         ],

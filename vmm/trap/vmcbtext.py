@@ -6,6 +6,7 @@ It reads the block and changes nothing, not even what is counted.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from machine.flags import describe as describe_eflags
 from vmm.trap import exitcodes, intercepts
@@ -54,6 +55,15 @@ _V_INTR_FLAGS = {
     V_INTR_MASKING: "V_INTR_MASKING", V_GIF_ENABLE: "V_GIF_ENABLE", V_NMI_ENABLE: "V_NMI_ENABLE",
 }  # fmt: skip
 _WITH_ERROR_CODE = (8, 10, 11, 12, 13, 17, 21)
+
+
+@runtime_checkable
+class HasVmcb(Protocol):
+    """An engine whose guest has a control block."""
+
+    @property
+    def vmcb(self) -> Vmcb:
+        """The block, as the last exit left it."""
 
 
 def describe(block: Vmcb) -> str:
