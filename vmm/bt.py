@@ -21,7 +21,7 @@ from machine.memory import PAGE_SHIFT
 from machine.paging import walk
 from machine.state import EAX, MASK32, SHADOW_NONE, SHADOW_STI, Gpr
 from vmm.interp import DR7_ENABLED, Interpreter
-from vmm.native import stateblock
+from vmm.native import narrowstrings, stateblock
 from vmm.native.adaptation import Culprits
 from vmm.native.alarm import ALARM
 from vmm.native.cache import TC_BYTES, Exit, TranslationCache
@@ -390,6 +390,9 @@ class BinaryTranslator(Interpreter):
             return self._leave_routine(space, limit_icount, at, host, write=write)
         fragment = self._store.index.at(at)
         assert fragment is not None, "a fault outside every fragment"
+        repetition = fragment.repetitions.get(at)
+        if repetition is not None:
+            narrowstrings.recover(repetition, tc.state)
         index = fragment.index_at(at)
         linear = host - space.window.host
         is_access = is_access and 0 <= linear <= MASK32

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from vmm.native.fpupointers import Span
 from vmm.native.modes import Mode
+from vmm.native.unit import Repetition
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class Fragment:
         spans: pointers of x87 instructions that are not stored at once.
         stack_offsets: as of `Unit`.
         faulting_in_order: numbers of the instructions that meet page faults where and as the interpreter would.
+        repetitions: string instructions after whose faults registers have to be made good, by offset in the TC.
     """
 
     mode: Mode
@@ -47,6 +49,7 @@ class Fragment:
     spans: tuple[Span, ...] = ()
     stack_offsets: Mapping[int, int] = field(default_factory=dict)
     faulting_in_order: AbstractSet[int] = frozenset()
+    repetitions: Mapping[int, Repetition] = field(default_factory=dict)
 
     @property
     def linear(self) -> int:

@@ -129,6 +129,7 @@ class FragmentStore:
             unit.spans,
             unit.stack_offsets,
             unit.faulting_in_order,
+            {start + offset: repetition for offset, repetition in unit.repetitions.items()},
         )
         self.index.add(fragment)
         self._culprits.translated(fragment)

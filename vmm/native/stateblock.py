@@ -53,6 +53,12 @@ _FIELDS = (
     ("routine_access", 4),
     ("segments_new", 8),
     ("parked", 4),  # a value that emitted code keeps aside within one instruction
+    # Of a string instruction in `narrowstrings`: the guest's registers, and the linear addresses where it began.
+    ("string_esi", 4),
+    ("string_edi", 4),
+    ("string_ecx", 4),
+    ("string_source", 4),
+    ("string_destination", 4),
     ("target_eip", 4),  # the same of an indirect call's target
     ("ns_per_insn", 8),
     ("resume_budget", 8),  # what was left when IRET set RF: as long as that is so, RF is set

@@ -24,7 +24,7 @@ _SOURCE = ((RSI, ESI),)
 _DESTINATION = ((RDI, EDI),)
 _BOTH = _SOURCE + _DESTINATION
 
-_FORMS: dict[int, tuple[bytes, tuple[tuple[HostRegister, HostRegister], ...]]] = {
+FORMS: dict[int, tuple[bytes, tuple[tuple[HostRegister, HostRegister], ...]]] = {
     Mnemonic.MOVSB: (b"\xa4", _BOTH), Mnemonic.MOVSW: (b"\x66\xa5", _BOTH), Mnemonic.MOVSD: (b"\xa5", _BOTH),
     Mnemonic.CMPSB: (b"\xa6", _BOTH), Mnemonic.CMPSW: (b"\x66\xa7", _BOTH), Mnemonic.CMPSD: (b"\xa7", _BOTH),
     Mnemonic.STOSB: (b"\xaa", _DESTINATION), Mnemonic.STOSW: (b"\x66\xab", _DESTINATION),
@@ -43,12 +43,12 @@ def emit_string(draft: Draft, instruction: Instruction) -> bool:
         return False
     if any(instruction.op_kind(n) in _NARROW for n in range(instruction.op_count)):
         return False
-    opcode, registers = _FORMS[instruction.mnemonic]
+    opcode, registers = FORMS[instruction.mnemonic]
     emit = draft.asm.emit
     prefix = b""
     if instruction.has_rep_prefix or instruction.has_repne_prefix:
         if instruction.mnemonic not in _COMPARING_BYTES:
-            _emit_count_check(draft, instruction.ip32, LIMIT_LOG2)
+            emit_count_check(draft, instruction.ip32, LIMIT_LOG2)
         prefix = b"\xf2" if instruction.has_repne_prefix else b"\xf3"
     emit("mov", R8, field("window"))
     for wide, _ in registers:
@@ -59,7 +59,7 @@ def emit_string(draft: Draft, instruction: Instruction) -> bool:
     return True
 
 
-def _emit_count_check(draft: Draft, eip: int, limit_log2: int) -> None:
+def emit_count_check(draft: Draft, eip: int, limit_log2: int) -> None:
     """If ECX >= 1 << limit_log2: callout. Without flags: shifted inside ECX itself, for JECXZ, and restored."""
     emit = draft.asm.emit
     emit("mov", R8D, ECX)

@@ -18,7 +18,7 @@ from machine.instructions import Effect, lookup
 from machine.instructions.operands import CONDITION_NAMES
 from machine.instructions.table import FPU_FEATURES
 from vmm.blocks import OPTIONS
-from vmm.native import flow, guest, narrow, stack, strings, system
+from vmm.native import flow, guest, narrow, narrowstrings, stack, strings, system
 from vmm.native.cache import TranslationCache
 from vmm.native.floating import FLOATING, emit_floating, prepare_pointers
 from vmm.native.ident import IDENT, emit_ident
@@ -40,6 +40,7 @@ def emit_nothing(_draft: Draft, _instruction: Instruction) -> bool:
     return True
 
 
+_STRINGS = tuple(f"{kind}{width}" for kind in ("movs", "cmps", "stos", "lods", "scas") for width in "bwd")
 _NOTHING = ("pause", "nop", "sfence", "lfence", "mfence", *(f"prefetch{hint}" for hint in ("nta", "t0", "t1", "t2")))
 
 EMITTERS: dict[str, Emitter] = {
@@ -73,11 +74,15 @@ EMITTERS: dict[str, Emitter] = {
     "invlpg": system.emit_invlpg,
     "rdtsc": system.emit_rdtsc,
     **dict.fromkeys(_NOTHING, emit_nothing),
-    **{f"{kind}{width}": strings.emit_string for kind in ("movs", "cmps", "stos", "lods", "scas") for width in "bwd"},
+    **dict.fromkeys(_STRINGS, strings.emit_string),
 }
 """For plain modes."""
 
-NARROW_EMITTERS: dict[str, Emitter] = {**narrow.EMITTERS, **dict.fromkeys(_NOTHING, emit_nothing)}
+NARROW_EMITTERS: dict[str, Emitter] = {
+    **narrow.EMITTERS,
+    **dict.fromkeys(_NOTHING, emit_nothing),
+    **dict.fromkeys(_STRINGS, narrowstrings.emit_string),
+}
 """For all others, and for what the first table leaves alone in plain ones."""
 
 # Besides IDENT: their host code accesses memory in the order and in the way in which the interpreter does.

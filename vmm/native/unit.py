@@ -53,6 +53,21 @@ class SideExit:
 
 
 @dataclass(frozen=True, slots=True)
+class Repetition:
+    """A string instruction of the host on registers that are not the guest's while it runs: see `narrowstrings`.
+
+    Attributes:
+        registers: those of ESI and EDI that it uses, by number.
+        is_narrow: they are SI and DI, and the count is CX.
+        counts: it has a REP prefix.
+    """
+
+    registers: frozenset[int]
+    is_narrow: bool
+    counts: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Unit:
     """The code of one TU, not placed yet.
 
@@ -69,6 +84,7 @@ class Unit:
         floating: it has instructions that need the guest's FPU state.
         stack_offsets: by number, before which instructions guest ESP is not what R12D holds, but that plus so much.
         faulting_in_order: as of `Fragment`.
+        repetitions: by offset in `code`.
     """
 
     eip: int
@@ -83,6 +99,7 @@ class Unit:
     floating: bool = False
     stack_offsets: Mapping[int, int] = field(default_factory=dict)
     faulting_in_order: AbstractSet[int] = frozenset()
+    repetitions: Mapping[int, Repetition] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -106,6 +123,7 @@ class Draft:
         stack_offset: guest ESP is R12D plus this: pushes and pops in a row move R12D once.
         stack_offsets: as of `Unit`.
         faulting_in_order: as of `Fragment`.
+        repetitions: as of `Unit`.
     """
 
     tc: TranslationCache
@@ -125,6 +143,7 @@ class Draft:
     stack_offset: int = 0
     stack_offsets: dict[int, int] = field(default_factory=dict)
     faulting_in_order: set[int] = field(default_factory=set)
+    repetitions: dict[int, Repetition] = field(default_factory=dict)
     _charge_at: int = 0
     _refunds: list[tuple[int, int]] = field(default_factory=list)
     _side_exits: list[SideExit] = field(default_factory=list)
@@ -319,4 +338,5 @@ class Draft:
             bool(self.gates),
             self.stack_offsets,
             self.faulting_in_order,
+            self.repetitions,
         )

@@ -77,6 +77,8 @@ def _after(step: Step, form: Form, state: State, index: int) -> State:
         new[number] = U32 if fully or new[number].bits <= 32 else ANY
     if step.mnemonic in ("mov", "shrx", "movabs") and step.operands[0].kind == "register":
         _follow_value(step, state, new, index)
+    if step.mnemonic == "movzx" and step.operands[0].bits == 32:
+        new[step.operands[0].number] = Fact("below", step.operands[1].bits)
     for name, fact in form.gives.items():
         new[_SLOTS[name]] = fact
     return tuple(new)

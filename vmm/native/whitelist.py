@@ -35,6 +35,7 @@ WRITABLE: Final = frozenset(
         *("routine_eip", "routine_next", "port", "port_access", "port_resume"),
         *("fpu_ip", "fpu_cs", "fpu_dp", "fpu_ds", "fpu_op"),
         *("segments", "segment_bases", "parked", "target_eip"),
+        *("string_esi", "string_edi", "string_ecx", "string_source", "string_destination"),
     )
 )
 
@@ -157,6 +158,11 @@ _SEGMENTED = (
     Form("lea", "r9, [r8+imm]", "the same with a constant limit"),
     Form("not", "r9", "all ones in its upper half if it is not"),
     Form("sarx", "r9, r9, r11", "all ones if so; R11 is 63 modulo 64", gives={"r9": NEGATIVE}),
+    Form("shlx", "r9, r8, r9", "DF as a sign"),
+    Form("lea", "r8, [r8+r9+imm]", "the last byte of a REP, to be compared with a limit"),
+    Form("lea", "r8, [r8+r9*2+imm]", "the same of words"),
+    Form("lea", "r8, [r8+r9*4+imm]", "the same of doublewords"),
+    Form("lea", "r9, [r9+r8]", "negative if it is within the limit"),
     Form("rorx", "reg, reg, imm", "a high byte without flags"),
 )
 _FLOW = (
