@@ -10,7 +10,7 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from gdbstub.cli_options import USAGE_STATUS, build_parser
+from gdbstub.cli_options import USAGE_STATUS, build_parser, parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,8 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["gdb"] and "--" in words:
         split = words.index("--")
         words, gdb_words = words[:split], words[split + 1 :]
-    parser = build_parser()
-    options = parser.parse_args(words)
+    options = parse(words)
     if options.version:
         from importlib.metadata import PackageNotFoundError, version
 
@@ -31,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write("trapgate, run from its sources without being installed\n")
         return 0
     if options.command is None:
-        parser.print_help(sys.stderr)
+        build_parser().print_help(sys.stderr)
         return USAGE_STATUS
     return _dispatch(options, gdb_words)
 

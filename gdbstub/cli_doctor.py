@@ -16,6 +16,7 @@ from dataclasses import asdict
 
 from gdbstub import cli_cpu
 from gdbstub.cli_gdb import find_gdb
+from gdbstub.cli_options import DEFAULT_ENGINE, FALLBACK_ENGINE
 from vmm.native import hostcheck
 from vmm.native.hostcheck import Finding, HostFacts
 
@@ -36,7 +37,16 @@ def run(options: argparse.Namespace) -> int:
 def find_all(facts: HostFacts) -> list[Finding]:
     """Everything that is worth knowing of a host with these facts, and of the programs on it."""
     host, *native = (check(facts) for check in hostcheck.CHECKS)
-    return [check_python(), host, check_undefined_flags(), check_fpu(), *native, check_gdb(), check_lldb()]
+    ours = check_engine(facts), check_python(), host, check_undefined_flags(), check_fpu()
+    return [*ours, *native, check_gdb(), check_lldb()]
+
+
+def check_engine(facts: HostFacts) -> Finding:
+    """What runs a guest here unless the user says otherwise."""
+    lack = hostcheck.lack_of_bt(facts)
+    if lack is None:
+        return Finding("engine", True, DEFAULT_ENGINE, "what runs a guest unless --vmm names another")
+    return Finding("engine", False, FALLBACK_ENGINE, f"instead of the faster {DEFAULT_ENGINE}: {lack}")
 
 
 def check_python() -> Finding:

@@ -6,7 +6,9 @@ It must be quick to import, since every start of the program does it.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -62,11 +64,40 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(USAGE_STATUS)
 
 
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The options in the words of a command line, without the program's name.
+
+    Raises:
+        SystemExit: they are wrong, and a line on standard error says how; or help was asked for and is given.
+    """
+    options, unknown = build_parser().parse_known_args(words)
+    if not unknown:
+        return options
+    names = [name for name in ("trapgate", options.command) if name]
+    word = unknown[0]
+    if not word.startswith("-"):
+        Parser(prog=" ".join(names)).error(f"{word!r} is one word too many")
+    from difflib import get_close_matches
+
+    name = word.partition("=")[0]
+    close = get_close_matches(name, _machine_options(), n=1) if options.command in ("run", "gdb") else []
+    hint = f"; there is {close[0]}" if close else ""
+    return Parser(prog=" ".join(names)).error(f"there is no option {name}{hint}")
+
+
+def _machine_options() -> list[str]:
+    """The options of `run` and `gdb` by their long names, from where all of them are public."""
+    parser = Parser()
+    add_machine_options(parser)
+    return sorted(set(re.findall(r"--[a-z-]+", parser.format_help())))
+
+
 def build_parser() -> Parser:
     """The parser for the whole command line; its namespace has `command` and what belongs to it."""
     parser = Parser(
         prog="trapgate",
         description="A whole IA-32 PC as a debug target for stock gdb, the same run every time.",
+        epilog="Try: trapgate gdb (the demo kernel), trapgate gdb KERNEL.ELF. trapgate COMMAND --help says more.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="say which version this is")

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from gdbstub.cli_options import DEFAULT_DEBUG_EXIT, USAGE_STATUS, Address, Listening, Sink, build_parser
+from gdbstub import cli_options
+from gdbstub.cli_options import DEFAULT_DEBUG_EXIT, USAGE_STATUS, Address, Listening, Sink
 
 
 def parse(*words: str) -> object:
-    return build_parser().parse_args(["run", *words])
+    return cli_options.parse(["run", *words])
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,23 @@ def test_an_engine_of_later_is_named_as_such(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         parse("--vmm", "hybrid")
     assert "hybrid is not built yet; there is: bt, trap, interp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["run", "--memroy", "64M"], "trapgate run: there is no option --memroy; there is --memory"),
+        (["gdb", "--serail=none"], "trapgate gdb: there is no option --serail; there is --serial"),
+        (["run", "-x"], "trapgate run: there is no option -x"),
+        (["doctor", "--memroy"], "trapgate doctor: there is no option --memroy"),
+        (["run", "a", "b"], "trapgate run: 'b' is one word too many"),
+        (["--frob"], "trapgate: there is no option --frob"),
+    ],
+)
+def test_what_is_mistyped_is_named_with_what_is_like_it(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli_options.parse(words)
+    command = line.partition(":")[0]
+    assert capsys.readouterr().err == f"{line} (see {command} --help)\n"

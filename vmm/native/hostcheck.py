@@ -214,7 +214,7 @@ def check_kvm(facts: HostFacts) -> Finding:
     effect = {
         "absent": "trap can use its emulated backend only",
         "forbidden": "trap can use its emulated backend only; add the user to the group kvm",
-        "usable": "trap can use it",
+        "usable": "--vmm trap --trap-backend kvm can use it",
     }[facts.kvm]
     return Finding("KVM", facts.kvm == "usable", value, effect)
 
