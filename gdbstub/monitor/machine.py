@@ -138,9 +138,9 @@ COMMANDS = (
         select_engine,
         changes=True,
         bare=True,
-        details="bt translates guest code to host code and is fastest. trap runs the guest under a VMCB until it exits, on\n"
-        "an emulated CPU with SVM, with shadow or (trap nested) nested paging; trap kvm on this host's own, and then\n"
-        "no run is like another. interp is the reference, slow. The guest goes on where it is under each.",
+        details="bt translates guest code to host code and is fastest. trap runs the guest under a VMCB until it\n"
+        "exits, on an emulated CPU with SVM, with shadow or (trap nested) nested paging; trap kvm on this host's own,\n"
+        "and then no run is like another. interp is the slow reference. The guest goes on where it is under each.",
     ),
     Command(
         "reset",
