@@ -176,6 +176,14 @@ class PhysicalMemory:
                     device.store(physical - first, size_bytes, value)
                     return
 
+    def store_at(self, at: int, size_bytes: int, value: int) -> None:
+        """Write 1, 2 or 4 bytes that lie in one page, at an offset in `ram` as `ram_address` returns it."""
+        flags = self.page_flags[at >> PAGE_SHIFT]
+        if flags:
+            self._write_flagged(at, value.to_bytes(size_bytes, "little"), flags)
+        else:
+            self.ram8[at : at + size_bytes] = value.to_bytes(size_bytes, "little")
+
     def store_entry(self, physical: int, value: int) -> None:
         """Write a paging-structure entry whose A or D bit the walker sets: no cached translation depends on those."""
         at = self.ram_address(physical)

@@ -3,8 +3,8 @@
 It raises the fault an access deserves before the access changes anything; delivering faults is not its business.
 
 The TLB is coherent (a store to a page table acts at once): pages that hold tables are flagged in `PhysicalMemory`, and
-a write to a present entry in one drops every cached translation. Only plain RAM is cached for writing: pages with any
-flag, devices and watched pages always take the slow path.
+a write to a present entry that one came from drops every cached translation. Only plain RAM is cached for writing:
+pages with any flag, devices and watched pages always take the slow path.
 
 Source: SDM Vol. 3A, "Protection" and "Paging"; Vol. 3A, "Alignment Check Exception (#AC)".
 """
@@ -18,7 +18,7 @@ from struct import Struct
 from machine.faults import GuestFault, Vector, general_protection, stack_fault
 from machine.memory import HOLDS_TABLE, PAGE_SHIFT, PhysicalMemory
 from machine.paging import P, Translation, probe, walk
-from machine.state import CR0_AM, MASK32, SS, CpuState, Segment
+from machine.state import CR0_AM, CR4_PAE, MASK32, SS, CpuState, Segment
 
 _U16 = Struct("<H")
 _U32 = Struct("<I")
@@ -56,7 +56,10 @@ class Mmu:
         self.user = False
         self.reads, self.writes = self._tlbs[0]
         self.entries: dict[int, TlbEntry] = {}
+        # The same for pages with a flag that have been written to: they need no walk, but the slow path.
+        self._traced: tuple[dict[int, int], dict[int, int]] = {}, {}
         self._table_pages: set[int] = set()
+        self._cells: set[int] = set()  # offsets in RAM of all doublewords of entries that cached translations came from
         self.flush_observers: list[Callable[[bool], None]] = []
         self.watched_pages: frozenset[int] = frozenset()
         self.watch_everything = False
@@ -88,6 +91,9 @@ class Mmu:
         for reads, writes in self._tlbs:
             reads.clear()
             writes.clear()
+        for traced in self._traced:
+            traced.clear()
+        self._cells.clear()
         self.entries.clear()
         flags = self.memory.page_flags
         for page in self._table_pages:
@@ -102,6 +108,8 @@ class Mmu:
         for reads, writes in self._tlbs:
             reads.pop(page, None)
             writes.pop(page, None)
+        for traced in self._traced:
+            traced.pop(page, None)
         self.entries.pop(page, None)
 
     def _forget_writes(self, ram_page: int) -> None:
@@ -123,6 +131,8 @@ class Mmu:
             return
         first = at & ~3
         for entry in range(first, at + length, 4):
+            if entry not in self._cells:
+                continue
             low = entry - at
             byte = old[low] if low >= 0 else self.ram8[entry]
             if byte & P or entry & 4:  # the upper half of a PAE entry has no P bit of its own
@@ -139,8 +149,12 @@ class Mmu:
 
     def _remember(self, linear: int, translation: Translation, *, write: bool, user: bool) -> None:
         memory = self.memory
+        pae = self.state.cr4 & CR4_PAE
         for table in translation.tables:
             at = memory.ram_address(table)
+            self._cells.add(at)
+            if pae:
+                self._cells.add(at + 4)
             if at >= 0 and not memory.page_flags[at >> PAGE_SHIFT] & HOLDS_TABLE:
                 self._table_pages.add(at >> PAGE_SHIFT)
                 memory.flag_page(at >> PAGE_SHIFT, HOLDS_TABLE)
@@ -160,8 +174,11 @@ class Mmu:
         delta = at - (page << PAGE_SHIFT)
         reads, writes = self._tlbs[user]
         reads[page] = delta
-        if write and not memory.page_flags[at >> PAGE_SHIFT]:
-            writes[page] = delta
+        if write:
+            if memory.page_flags[at >> PAGE_SHIFT]:
+                self._traced[user][page] = delta
+            else:
+                writes[page] = delta
 
     def probe(self, linear: int) -> int | None:
         """Physical address for a debugger, without side effects; None if not mapped."""
@@ -176,6 +193,10 @@ class Mmu:
 
     def _load(self, linear: int, size_bytes: int, *, user: bool, write: bool) -> int:
         first_bytes = 4096 - (linear & 0xFFF)
+        if write and first_bytes >= size_bytes and self.before_access is None:
+            delta = self._traced[user].get(linear >> PAGE_SHIFT)
+            if delta is not None:
+                return int.from_bytes(self.ram8[linear + delta : linear + delta + size_bytes], "little")
         physical = self.translate(linear, write=write, user=user)
         if first_bytes >= size_bytes:
             value = self.memory.load(physical, size_bytes) if size_bytes <= 4 else self._load_wide(physical)
@@ -201,6 +222,11 @@ class Mmu:
             raise GuestFault(Vector.AC, 0)
         memory = self.memory
         first_bytes = 4096 - (linear & 0xFFF)
+        if first_bytes >= size_bytes <= 4 and self.before_access is None:
+            delta = self._traced[user].get(linear >> PAGE_SHIFT)
+            if delta is not None:
+                memory.store_at(linear + delta, size_bytes, value)
+                return
         physical = self.translate(linear, write=True, user=user)
         if first_bytes >= size_bytes:
             if size_bytes <= 4:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from machine.faults import PF_PRESENT, PF_RESERVED, PF_USER, PF_WRITE, GuestFault, PageFault, Vector
-from machine.memory import HOLDS_TABLE, MemorySizeError, PhysicalMemory
+from machine.memory import HOLDS_TABLE, WATCHED, MemorySizeError, PhysicalMemory
 from machine.mmu import Mmu
 from machine.paging import ACCESSED, DIRTY, PS, RW, US, P
 from machine.state import CR0_AM, CR0_PE, CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, DS, MASK32, SS, CpuState
@@ -163,6 +163,60 @@ def test_table_pages_lose_their_flag_with_the_last_translation(space: Space) -> 
     assert not space.memory.page_flags[TABLE >> 12] & HOLDS_TABLE
 
 
+def test_a_store_to_an_entry_that_nothing_came_from_leaves_translations_alone(space: Space) -> None:
+    told: list[bool] = []
+    space.mmu.flush_observers.append(told.append)
+    space.set_pte(FRAME | P | RW, 9)
+    space.set_pde(TABLE | P | RW, 2)
+    space.load()
+    for change in (lambda: space.set_pte(0, 9), lambda: space.set_pte(0, 4), lambda: space.set_pde(0, 2)):
+        change()
+        assert space.mmu.reads
+    assert not told
+    space.memory.store(TABLE + 4 * 3 + 1, 1, 0)
+    assert not space.mmu.reads
+    assert told == [True]
+    space.load()
+    space.set_pde(TABLE | P)
+    assert not space.mmu.reads
+
+
+def test_a_page_that_somebody_watches_is_walked_once_and_told_of_each_time(space: Space) -> None:
+    told: list[tuple[int, int, bytes, int]] = []
+    space.memory.write_observers.append(lambda *write: told.append(write))
+    space.memory.flag_page(FRAME >> 12, WATCHED)
+    for value in (5, 6, 7):
+        space.store(value)
+    assert [(at, int.from_bytes(old, "little"), flags) for at, _, old, flags in told if at == FRAME] == [
+        (FRAME, 0, WATCHED), (FRAME, 5, WATCHED), (FRAME, 6, WATCHED),
+    ]  # fmt: skip
+    assert space.mmu.modify32(space.state.segments[DS], LINEAR) == 7
+    assert not space.mmu.writes
+    # As for any page, what the walk found out does not outlive the entry, the privilege or INVLPG.
+    space.set_pte(FRAME | P | RW | US)
+    space.store(8)
+    assert space.pte() & DIRTY
+    assert error_of(space, write=True, user=True) is None
+    space.set_pte(FRAME | P | RW)
+    assert error_of(space, write=True, user=True) == PF_PRESENT | PF_WRITE | PF_USER
+    space.mmu.set_user(False)
+    space.store(9)
+    space.set_pte(FRAME + 0x1000 | P | RW)
+    space.store(10)
+    assert (space.memory.load(FRAME, 4), space.memory.load(FRAME + 0x1000, 4)) == (9, 10)
+    space.store(11, LINEAR + 2)
+    assert space.load(LINEAR + 2) == 11
+    space.set_pte(FRAME | P | RW)
+    space.store(12)
+    space.memory.page_flags[FRAME >> 12] = 0
+    count = len(told)
+    space.store(13)
+    assert len(told) == count
+    assert space.load() == 13
+    space.mmu.forget_page(LINEAR)
+    assert not any(space.mmu._traced)
+
+
 def test_large_pages(space: Space) -> None:
     space.state.cr4 |= CR4_PSE
     space.set_pde(0x40_0000 | P | RW | PS)
@@ -215,6 +269,13 @@ class TestPae:
         with pytest.raises(PageFault) as fault:
             pae.load()
         assert fault.value.error_code == PF_PRESENT | PF_RESERVED
+
+    def test_the_upper_half_of_a_neighbour_does_not_matter(self, pae: Space) -> None:
+        pae.load()
+        pae.memory.store(0x3000 + 8 * 4 + 4, 4, 1)
+        assert pae.mmu.reads
+        pae.memory.store(0x3000 + 8 * 3 + 4, 4, 1)
+        assert not pae.mmu.reads
 
     def test_the_upper_half_of_an_entry_acts_at_once(self, pae: Space) -> None:
         pae.load()
