@@ -169,8 +169,8 @@ def test_a_store_to_an_entry_that_nothing_came_from_leaves_translations_alone(sp
     space.set_pte(FRAME | P | RW, 9)
     space.set_pde(TABLE | P | RW, 2)
     space.load()
-    for change in (lambda: space.set_pte(0, 9), lambda: space.set_pte(0, 4), lambda: space.set_pde(0, 2)):
-        change()
+    for at in (TABLE + 4 * 9, TABLE + 4 * 4, DIRECTORY + 4 * 2):
+        space.memory.store(at, 4, 0)
         assert space.mmu.reads
     assert not told
     space.memory.store(TABLE + 4 * 3 + 1, 1, 0)
