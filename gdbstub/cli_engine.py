@@ -31,13 +31,13 @@ class Choice:
         name: the engine.
         default: the engine that a command line without --vmm would get.
         factories: all engines, by name.
-        alu: arithmetic for what is interpreted.
+        alu: makes arithmetic for what is interpreted, once something is.
     """
 
     name: str
     default: str
     factories: dict[str, EngineFactory]
-    alu: Alu
+    alu: Callable[[], Alu]
 
 
 def choose(options: argparse.Namespace, say: Callable[[str], None]) -> Choice:
@@ -47,8 +47,11 @@ def choose(options: argparse.Namespace, say: Callable[[str], None]) -> Choice:
         UsageError: there is no such engine or model of undefined flags, or they do not go together.
     """
     model: str = options.undefined_flags
-    alu = _choose_alu(model)
-    foreign = None if _are_the_hosts(model, alu) else model
+    if model not in (HOST_FLAGS, *PROFILES):
+        names = ", ".join((HOST_FLAGS, *PROFILES))
+        raise UsageError(f"--undefined-flags {model}: there is no such model; there are: {names}")
+    alu = partial(choose_alu, model)
+    foreign = None if _are_the_hosts(model) else model
     factories = make_factories(verify=options.verify_tc, foreign_flags=foreign)
     wanted = _named_engine(options)
     if wanted not in (None, FALLBACK_ENGINE):
@@ -109,20 +112,12 @@ def make_factories(*, verify: bool, foreign_flags: str | None = None) -> dict[st
     }
 
 
-def _choose_alu(model: str) -> Alu:
-    try:
-        return choose_alu(model)
-    except KeyError:
-        names = ", ".join((HOST_FLAGS, *PROFILES))
-        raise UsageError(f"--undefined-flags {model}: there is no such model; there are: {names}") from None
-
-
-def _are_the_hosts(model: str, alu: Alu) -> bool:
+def _are_the_hosts(model: str) -> bool:
     """Whether emitted code, which runs on this host's CPU, leaves the flags that this model does."""
     if model == HOST_FLAGS:
         return True
     host = choose_alu().profile
-    return not host.unprobed and host.rules == alu.profile.rules
+    return not host.unprobed and host.rules == PROFILES[model].rules
 
 
 def _lack_of_bt(foreign_flags: str | None) -> str | None:

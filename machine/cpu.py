@@ -6,6 +6,7 @@ It knows how single parts of an instruction behave; the order of instructions, t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 from machine.alu import Alu
 from machine.clock import Clock
@@ -21,6 +22,9 @@ from machine.state import ESP, MASK32, SEG_DB, SS, CpuState
 # and the error code that will be pushed. It may raise GuestFault instead of returning.
 TaskSwitchObserver = Callable[[int, bool, bool, int | None], None]
 
+# Arithmetic, or what makes it when it is needed first: to measure a host's takes milliseconds.
+AluSource = Alu | Callable[[], Alu]
+
 
 class Cpu:
     """What the semantics of an instruction get to work with.
@@ -32,7 +36,6 @@ class Cpu:
         ports: the I/O address space.
         lines: INTR, NMI, reset.
         clock: icount and TSC.
-        alu: arithmetic, with the undefined flags of the model that was chosen.
         model: what CPUID says, and which instructions there are. A model with an FPU needs `fpu`; both are set
             before the first instruction is decoded.
         fpu: computes floating point for the model that has it.
@@ -45,7 +48,7 @@ class Cpu:
         pending_debug: DR6 bits of a debug trap to be taken at the next boundary (T bit of a TSS; held off by MOV SS).
     """
 
-    def __init__(self, memory: PhysicalMemory, ports: PortBus, lines: CpuLines, clock: Clock, alu: Alu) -> None:
+    def __init__(self, memory: PhysicalMemory, ports: PortBus, lines: CpuLines, clock: Clock, alu: AluSource) -> None:
         self.state = CpuState()
         self._stack = self.state.segments[SS]
         self.memory = memory
@@ -53,7 +56,7 @@ class Cpu:
         self.ports = ports
         self.lines = lines
         self.clock = clock
-        self.alu = alu
+        self._alu_source = alu
         self.model = P6_NO_FPU
         self.fpu: FpuPort = NoFpu()
         self.fpu_error = FpuErrorLines()
@@ -62,6 +65,12 @@ class Cpu:
         self.pending_debug = 0
         self.repeating = False
         self.before_task_switch: TaskSwitchObserver | None = None
+
+    @cached_property
+    def alu(self) -> Alu:
+        """Arithmetic, with the undefined flags of the model that was chosen."""
+        source = self._alu_source
+        return source if isinstance(source, Alu) else source()
 
     def reset(self) -> None:
         """RESET: registers to their power-up values, every cached translation gone."""

@@ -11,10 +11,10 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from machine.alu import Alu, build_alu
+from machine.alu import build_alu
 from machine.bios import Caller, Firmware, rom
 from machine.clock import Clock
-from machine.cpu import Cpu
+from machine.cpu import AluSource, Cpu
 from machine.cpuid import P6_NO_FPU, CpuModel
 from machine.debug import DebugControl
 from machine.devices.board import Board, BoardOptions
@@ -86,7 +86,7 @@ class Machine:
     engine: Engine
 
     def __init__(
-        self, options: MachineOptions, engines: Mapping[str, EngineFactory], engine: str, alu: Alu | None = None
+        self, options: MachineOptions, engines: Mapping[str, EngineFactory], engine: str, alu: AluSource | None = None
     ) -> None:
         """Put the machine together and stop before the first instruction.
 
@@ -94,7 +94,8 @@ class Machine:
             options: what to build.
             engines: by name, what makes an engine for this machine.
             engine: name of the one that runs the CPU.
-            alu: arithmetic with the undefined flags that the guest is to see; None: those of a fixed model.
+            alu: arithmetic with the undefined flags that the guest is to see, or what makes it once something needs it;
+                None: those of a fixed model.
 
         Raises:
             ImageError: the image cannot be loaded.
@@ -106,7 +107,7 @@ class Machine:
         self.options = options
         self.debug = DebugControl()
         self._factories = dict(engines)
-        self._alu = alu or build_alu()
+        self._alu = alu or build_alu
         self._power_on(load(options.image, options.loading), self._factories[engine])
 
     def _power_on(self, image: LoadedImage, factory: EngineFactory) -> None:
@@ -212,7 +213,7 @@ class Machine:
             "virtual ns": clock.now_ns,
             "virtual ns in HLT": clock.idle_ns,
             "resets": self.resets,
-            "undefined flags": self._alu.profile.name,
+            "undefined flags": self.cpu.alu.profile.name,
             **self.engine.statistics(),
         }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from guests import images
+from machine.alu import Alu, build_alu
 from machine.debug import StopKind
 from machine.devices.board import BoardOptions
 from machine.loaders.errors import ImageError
@@ -36,6 +37,22 @@ def test_stands_before_the_first_instruction() -> None:
     assert (machine.cpu.state.eip, machine.clock.icount) == (CODE, 0)
     assert machine.memory.read(CODE, 2) == JMP_SELF
     assert machine.memory.read(0xF_FFF0, 1) == machine.memory.read(0xFFFF_FFF0, 1)
+    machine.close()
+
+
+def test_arithmetic_is_made_with_the_first_instruction_that_needs_it() -> None:
+    made: list[Alu] = []
+
+    def make() -> Alu:
+        made.append(build_alu())
+        return made[-1]
+
+    loading = LoadOptions(ram_bytes=4 << 20, load_address=CODE)
+    machine = Machine(MachineOptions(image=b"\x90\x40\x40\xeb\xfe", loading=loading), ENGINES, "interp", make)
+    assert made == []
+    machine.engine.run(10)
+    assert machine.cpu.alu is made[0]
+    assert len(made) == 1
     machine.close()
 
 
