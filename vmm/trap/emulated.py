@@ -231,11 +231,14 @@ class GuestMode(BinaryTranslator):
                 return self._leave(fault.code, fault.info1, fault.info2, interrupted=encode(delivery))
             if self.policy.exceptions >> fault.vector & 1:
                 return self._leave_for_exception(fault, encode(delivery))
+            interrupted = encode(delivery)
             try:
                 delivery.follow(cpu, fault)
             except TripleFault as triple:
                 self.shutdown = triple.chain
                 return self._leave(ExitCode.SHUTDOWN)
+            if delivery.vector == Vector.DF and self.policy.exceptions >> Vector.DF & 1:
+                return self._leave(ExitCode.EXCP_DF, interrupted=interrupted)
 
     def _deliver_fault(self, fault: GuestFault, eip: int) -> Stop | None:
         """What an instruction raised: an exit, or the guest's own handler."""
