@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from gdbstub.cli_options import USAGE_STATUS
-from tools.bench import BENCHMARKS, BenchmarkError, Notice, Progress, Result
+from tools.bench import BENCHMARKS, REPORTS, Benchmark, BenchmarkError, Notice, Progress, ReportOptions, Result
 
 _BAR_CELLS = 24
 
@@ -19,18 +20,23 @@ _BAR_CELLS = 24
 def run(options: argparse.Namespace) -> int:
     """Carry out `trapgate bench`; status 1 if a benchmark could not be run, 2 for an unknown name."""
     if options.list:
-        for name, benchmark in BENCHMARKS.items():
+        for name, benchmark in (*BENCHMARKS.items(), *REPORTS.items()):
             sys.stdout.write(f"{name:16} {(benchmark.__doc__ or '').strip().splitlines()[0]}\n")
         return 0
-    unknown = [name for name in options.names if name not in BENCHMARKS]
+    wishes = ReportOptions(Path(options.out), options.scale)
+    known: dict[str, Benchmark] = {
+        **BENCHMARKS,
+        **{name: partial(report, wishes) for name, report in REPORTS.items()},
+    }
+    unknown = [name for name in options.names if name not in known]
     if unknown:
-        sys.stderr.write(f"trapgate: there is no benchmark {unknown[0]}; there are: {', '.join(BENCHMARKS)}\n")
+        sys.stderr.write(f"trapgate: there is no benchmark {unknown[0]}; there are: {', '.join(known)}\n")
         return USAGE_STATUS
     results: list[Result] = []
     failed = False
     for name in options.names or BENCHMARKS:
         try:
-            for step in BENCHMARKS[name]():
+            for step in known[name]():
                 if isinstance(step, Progress):
                     _show_bar(name, step)
                     continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 from guests import images
@@ -55,6 +56,17 @@ class Result:
 
 Step = Progress | Result | Notice
 Benchmark = Callable[[], Iterator[Step]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """What a user may say about a report: the directory it goes to, and how many times as long as usual to measure."""
+
+    directory: Path
+    scale: float = 1.0
+
+
+Report = Callable[[ReportOptions], Iterator[Step]]
 
 
 def interp_speed() -> Iterator[Step]:
@@ -138,3 +150,14 @@ BENCHMARKS: dict[str, Benchmark] = {
     "start": _start,
     "server": _server_speed,
 }
+
+
+def _paper(options: ReportOptions) -> Iterator[Step]:
+    """The experiment of Adams and Agesen, bt against trap beside their figures; writes a report with charts (--out)."""
+    from tools.bench_paper import paper
+
+    yield from paper(options)
+
+
+# These write files, so they run only when they are named.
+REPORTS: dict[str, Report] = {"paper": _paper}
