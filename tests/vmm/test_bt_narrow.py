@@ -202,3 +202,20 @@ def test_random_programs(name: str, seed: int, tu_insns: int, monkeypatch: pytes
 
             twins.each(go_on)
         assert int(twins.count("translation units"))
+
+
+@pytest.mark.parametrize("limit", [0xFFFF, MASK32])
+@pytest.mark.parametrize("offset", [*range(0x0C, 0x16), *range(0xFFEC, 0x1_0000)])
+def test_what_wraps_in_mid_instruction(offset: int, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PUSHA and POPA around both ends of a 64 KiB stack, LES around the end of a segment."""
+    monkeypatch.setattr("vmm.bt.MIN_BUDGET_INSNS", 1)
+
+    def prepare(bare: Bare) -> None:
+        for number in (SS, DS):
+            bare.state.segments[number].load(_DATA >> 4, _DATA, limit, _DATA_RIGHTS)
+        bare.memory.write(_DATA, bytes(range(1, 256)) * 0x104)
+        bare.debug.caught_vectors = _ALL_FAULTS
+
+    for source in ("pusha", "popa", f"mov bx, {offset}\nles cx, [bx]", f"mov bx, {offset}\n.byte 0x66\nlds cx, [bx]"):
+        with Twins(f"mov sp, {offset}\n{source}\n1: jmp 1b", prepare, make_guest=real) as twins:
+            twins.run(20)
