@@ -163,7 +163,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         f"(default {DEFAULT_ENGINE}, or {FALLBACK_ENGINE} where the host cannot do {DEFAULT_ENGINE})")  # fmt: skip
     add("--cpu", "-cpu", type=parse_cpu, default=None, metavar="MODEL",
         help=f"the guest's CPU: {' or '.join(CPU_NAMES)} (default {DEFAULT_CPU})")  # fmt: skip
-    add("--verify-tc", action="store_true", help="for --vmm bt: prove emitted code harmless before it may run")
+    add("--verify-tc", action="store_true", help="prove code that bt or trap emits harmless before it may run")
     add("--trap-backend", choices=("emulated", "kvm"), help="whose CPU --vmm trap runs on: an emulated one with SVM "
         "(default), or with kvm this host's own")  # fmt: skip
     add("--paging", choices=("shadow", "nested"), help="how --vmm trap pages: shadow page tables (default), or nested "
