@@ -17,7 +17,7 @@ _PAGES = 16  # the working set: after so many the same page comes again
 # The kernel's PTE writes to tables in use: fork takes the right to write from the two pages that the parent has (its
 # stack, and the page that it wrote to last); each of the three faults gives a page to who wrote to it.
 _PROTECTED, _FAULTS = 2, 3
-# The child's page table is made of a page that was one before and is still shadowed: traces of the REP STOS that zeroes it.
+# The page of the child's table was the table of a child before, and is still shadowed when REP STOS zeroes it.
 _RECYCLED = 2
 
 
