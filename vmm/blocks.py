@@ -224,6 +224,12 @@ class BlockCache:
                 self.invalidations += 1
                 self._drop_blocks(page, first, end)
 
+    def forget_page(self, ram_page: int) -> None:
+        """Forget all blocks of a page of RAM: stores to it need not be told of any more."""
+        page = self._pages.get(ram_page)
+        if page is not None:
+            self._drop(page)
+
     def _drop_blocks(self, page: CodePage, first: int, end: int) -> None:
         """Forget the blocks with bytes from offset `first` to before `end` of a page, and a page without any."""
         page.covered = bytearray(4096)

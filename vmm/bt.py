@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop
 from machine.faults import GuestFault, SoftwareInterrupt, Vector
-from machine.flags import RF, TF
+from machine.flags import IF, RF, TF
 from machine.instructions import Effect
 from machine.memory import PAGE_SHIFT
 from machine.paging import walk
@@ -98,6 +98,7 @@ class BinaryTranslator(Interpreter):
         self._spaces.attach()
         self._registers = GuestRegisters(self._cpu, self._tc.state)
         self._cpu.memory.write_observers.append(self._store.code_written)
+        self._store.on_give_up.append(self._cache.forget_page)
 
     def leave(self) -> None:
         """Hand the CPU over."""
@@ -117,6 +118,7 @@ class BinaryTranslator(Interpreter):
             **self._tally.report(),
             "fragments": len(self._store.index.by_address),
             "invalidations": self._store.invalidations,
+            "code pages given up": self._store.given_up,
             "TC bytes used": TC_BYTES - self._tc.free_bytes if self._tc is not None else 0,
             "port accesses": self._port_accesses,
             **self._counters,
@@ -218,13 +220,22 @@ class BinaryTranslator(Interpreter):
         """Whether a device, the time or a REP under way wants the boundary after any interpreted instruction."""
         cpu, clock = self._cpu, self._cpu.clock
         return bool(
-            cpu.lines.attention
+            (cpu.lines.attention and self._needs_boundary())
             or clock.icount + MIN_BUDGET_INSNS > limit_icount
             or clock.deadline_icount < limit_icount
             or cpu.repeating
             or self._patience < 0
             or self._is_late()
         )
+
+    def _needs_boundary(self) -> bool:
+        """Whether a device wants more than an interrupt that is disabled, which only emitted code has to know of."""
+        lines = self._cpu.lines
+        if self._cpu.state.eflags & IF or lines.nmi_pending or lines.reset_requested or lines.exit_requested:
+            return True
+        assert self._tc is not None
+        self._tc.state.words[stateblock.PENDING] = self._pending()
+        return False
 
     def _must_attend(self) -> bool:
         """Whether the instruction just interpreted left something for the boundary, or for another way to execute."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from machine.state import CR4_PAE, CR4_PSE, EBX, EDI
+from machine.state import CR4_PAE, CR4_PSE, EBX, EDI, EDX
 from tests.oracles.assembler import assemble
 from tests.vmm.bare import PAGE_DIRECTORY, PAGE_TABLE, Bare, map_low_memory, set_page
 from tests.vmm.twins import Twins
@@ -102,6 +102,49 @@ def test_an_instruction_that_leaves_its_device_gets_its_plain_form_back() -> Non
         twins.run(6000, STEPS)
         assert (count(twins, "adaptations"), count(twins, "reversions")) == (1, 1)
         assert count(twins, "callouts") == callouts
+
+
+class Doorbell:
+    """A device that interrupts when a certain value is stored."""
+
+    def __init__(self, bare: Bare) -> None:
+        self._lines = bare.lines
+
+    def load(self, offset: int, size_bytes: int) -> int:
+        return offset & (1 << 8 * size_bytes) - 1
+
+    def store(self, _offset: int, _size_bytes: int, value: int) -> None:
+        if value == 398:
+            self._lines.set_intr(True)
+
+
+@pytest.mark.parametrize("enable", ["sti", "popfd"])
+def test_an_interrupt_that_comes_while_disabled_is_taken_when_emitted_code_enables_it(enable: str) -> None:
+    source = f"""
+        pushfd
+        or dword ptr [esp], 0x200
+        1: inc ecx
+        mov [0xb8000], ecx
+        cmp ecx, 400
+        jb 1b
+        add ebx, ecx
+        {enable}
+        nop
+        1: inc edx
+        jmp 1b
+    """
+
+    def prepare(bare: Bare) -> None:
+        bare.memory.map_device(0xB_8000, 4096, Doorbell(bare))
+
+    with Twins(source, prepare) as twins:
+        before = twins.reference.state.gpr[EDX]
+        stop = twins.run(4000)
+        assert stop is not None
+        assert twins.reference.state.halted
+        assert twins.reference.state.gpr[EBX] == 400
+        assert twins.reference.state.gpr[EDX] == before
+        assert count(twins, "callouts of mov") > 300
 
 
 def test_a_shared_copy_routine_is_called_out_for_no_longer_than_that_pays() -> None:

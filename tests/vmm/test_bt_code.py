@@ -131,10 +131,37 @@ class TestChangingCode:
                 twins.run(500, (100,))
             assert twins.reference.state.gpr[EAX] == 200
 
-    def test_data_beside_code_drops_nothing(self) -> None:
+    def test_data_beside_code_drops_it_ever_more_rarely(self) -> None:
+        """The page is taken for data after some stores; but its code is wanted at once."""
         with Twins("1: inc dword ptr [data]\njmp 1b\n.balign 64\ndata: .long 0") as twins:
-            twins.run(2000)
+            twins.run(60)
             assert twins.count("invalidations") == 0
+            twins.run(8000)
+            assert twins.count("invalidations") == twins.count("code pages given up")
+            assert 0 < int(twins.count("code pages given up")) < 8
+
+    def test_a_page_that_was_code_is_filled_with_data(self) -> None:
+        source = """
+            mov edi, 0x3000
+            mov byte ptr [edi], 0x40
+            mov byte ptr [edi + 1], 0xc3
+            call edi
+            1: mov edi, 0x3010
+            2: mov [edi], ecx
+            inc ecx
+            add edi, 4
+            cmp edi, 0x4000
+            jb 2b
+            mov edi, 0x3000
+            call edi
+            jmp 1b
+        """
+        with Twins(source) as twins:
+            twins.run(5 * 1020 + 100, (700, 33))
+            assert twins.count("code pages given up") == 1
+            assert int(twins.count("callouts")) + int(twins.count("faults interpreted")) < 200
+            twins.run(3 * 5 * 1020, (700, 33))
+            assert int(twins.count("callouts")) + int(twins.count("faults interpreted")) < 500
 
     def test_breakpoints_come_and_go(self) -> None:
         with Twins("1: inc eax\nadd ebx, eax\nx: inc ecx\njmp 1b") as twins:

@@ -22,6 +22,10 @@ TABLE_WRITES = 8
 TABLE_WRITES_MOST = 1024
 _TABLES = 4096
 
+# The same for a page with code that is written to where no code is, as when a program is loaded over another one: a
+# store costs 8 to 25 us, a translation 100 to 300, so that many stores are put up with for each unit of the page.
+CODE_PAGE_WRITES = 32
+
 # An instruction that faults on a trace or a device, again and again, becomes a callout. Executed so it takes 8 us, and
 # a fault takes 25, but the plain form less than 1 ns where nothing is watched. So the callout pays where more than a
 # third of the executions touch what is watched: an innocent one weighs 1, one that is not -2, and when the innocent
@@ -44,14 +48,19 @@ _INSTRUCTIONS = 4096
 
 @dataclass(slots=True)
 class TableWrites:
-    """How many stores in a row to each page table are put up with."""
+    """How many stores in a row to each page table, or page with code, are put up with.
 
+    Attributes:
+        least: how many at first.
+    """
+
+    least: int = TABLE_WRITES
     _limits: dict[int, int] = field(default_factory=dict)
     _before: dict[int, bytes] = field(default_factory=dict)  # what tables held when they were let go of
 
     def is_enough(self, table: int, writes: int) -> bool:
         """Whether to let go of a table after so many stores since a page of it was touched."""
-        return writes >= self._limits.get(table, TABLE_WRITES)
+        return writes >= self._limits.get(table, self.least)
 
     def let_go(self, table: int, held: bytes) -> None:
         """Windows do not depend on a table any more, which holds this."""
@@ -64,10 +73,10 @@ class TableWrites:
         before = self._before.pop(table, None)
         if before is None:
             return
-        limit = self._limits.get(table, TABLE_WRITES)
+        limit = self._limits.get(table, self.least)
         old = memoryview(before).cast("I").tolist()
         saved = sum(one != other for one, other in zip(old, holds.cast("I").tolist(), strict=True))
-        self._limits[table] = TABLE_WRITES if saved > limit else min(2 * limit, TABLE_WRITES_MOST)
+        self._limits[table] = self.least if saved > limit else min(2 * limit, TABLE_WRITES_MOST)
 
     def clear(self) -> None:
         """Forget all."""

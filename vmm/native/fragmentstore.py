@@ -11,9 +11,9 @@ from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 from machine.cpu import Cpu
-from machine.memory import PAGE_SHIFT
+from machine.memory import HOLDS_CODE, PAGE_SHIFT
 from machine.state import MASK32
-from vmm.native.adaptation import Culprits
+from vmm.native.adaptation import CODE_PAGE_WRITES, Culprits, TableWrites
 from vmm.native.cache import Exit, TranslationCache
 from vmm.native.fpulive import LiveFpu
 from vmm.native.fragments import Fragment, FragmentIndex
@@ -43,6 +43,8 @@ class FragmentStore:
         index: what is known of each.
         landings: where a RET comes back to: by page of RAM, then by mode and guest address.
         flushes, invalidations: how often everything, and the fragments of a page, were forgotten.
+        given_up: how often the fragments of a page were forgotten because it is written to as data.
+        on_give_up: told of such a page of RAM.
     """
 
     def __init__(
@@ -69,8 +71,12 @@ class FragmentStore:
         # The heads of dropped fragments, by what they were for.
         self._diverted: dict[tuple[Mode, int, int], list[int]] = {}
         self._changes: dict[int, int] = {}  # pages of RAM of which some fragments were dropped: how often
+        self._data_writes = TableWrites(CODE_PAGE_WRITES)
+        self._data_writes_to: dict[int, int] = {}  # by page of RAM, since a unit of it was last translated
         self.flushes = 0
         self.invalidations = 0
+        self.given_up = 0
+        self.on_give_up: list[Callable[[int], None]] = []
 
     def find(self, space: Space, eip: int) -> int | None:
         """The offset of the fragment for a guest address, translated if need be; None if it is not in RAM.
@@ -138,7 +144,9 @@ class FragmentStore:
         for offset, landing_eip in unit.landings:
             if mode.linear(landing_eip) >> PAGE_SHIFT == mode.linear(eip) >> PAGE_SHIFT:
                 self.landings.setdefault(ram_page, {})[mode, landing_eip] = start + offset
+        self._data_writes_to.pop(ram_page, None)
         if not memory.page_flags[ram_page] & HOLDS_FRAGMENTS:
+            self._data_writes.take_back(ram_page, memory.ram8[at & -4096 : (at & -4096) + 4096])
             memory.flag_page(ram_page, HOLDS_FRAGMENTS)
         self._tally.translated(fragment.guest_bytes, len(unit.code))
         self._tally.seconds_in_translator += time.perf_counter() - before
@@ -156,18 +164,33 @@ class FragmentStore:
 
     def code_written(self, at: int, length: int, _old: bytes, flags: int) -> None:
         """A store to a page with fragments: those go whose bytes it hits, and now and then all of the page's."""
-        if not flags & HOLDS_FRAGMENTS:
+        if not flags & (HOLDS_FRAGMENTS | HOLDS_CODE):
             return
         for ram_page in range(at >> PAGE_SHIFT, (at + length - 1 >> PAGE_SHIFT) + 1):
             base = ram_page << PAGE_SHIFT
             first, end = max(0, at - base), min(4096, at + length - base)
             self._culprits.note_write(ram_page, first, end)
             hit = self.index.overlapping(ram_page, first, end)
-            if hit:
+            if not hit:
+                self._write_data(ram_page)
+            else:
                 if end - first <= LONGEST_PATCH_BYTES:
                     for fragment in hit:
                         self._culprits.write(fragment, first, end)
                 self._drop_some(ram_page, hit)
+
+    def _write_data(self, ram_page: int) -> None:
+        """A store beside the code of a page: after many the page is data, whose code is in the way."""
+        count = self._data_writes_to.get(ram_page, 0) + 1
+        self._data_writes_to[ram_page] = count
+        units = len(self.index.pages.get(ram_page, ()))
+        if self._data_writes.is_enough(ram_page, count // max(1, units)):
+            at = ram_page << PAGE_SHIFT
+            self._data_writes.let_go(ram_page, bytes(self._cpu.memory.ram8[at : at + 4096]))
+            self.drop_page(ram_page)
+            self.given_up += 1
+            for observer in self.on_give_up:
+                observer(ram_page)
 
     def _drop_some(self, ram_page: int, fragments: list[Fragment]) -> None:
         """Forget fragments of a page whose code was changed."""
@@ -192,6 +215,7 @@ class FragmentStore:
             self._tally.drop(fragment.start)
         self.landings.pop(ram_page, None)
         self._changes.pop(ram_page, None)
+        self._data_writes_to.pop(ram_page, None)
         self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
 
     def drop_fragment(self, fragment: Fragment) -> None:
@@ -220,6 +244,7 @@ class FragmentStore:
         self.index.clear()
         self.landings.clear()
         self._changes.clear()
+        self._data_writes_to.clear()
         self._culprits.forget_fragments()
         self._diverted.clear()
         self._spaces.clear_tables()
