@@ -4,8 +4,10 @@ It owns thresholds, the counts that are held against them, and the measurements 
 business of who asks. It must not know windows, or how instructions are emitted.
 
 Measured on two cores in a virtual machine: a hidden fault costs 10 to 15 us (signal 2, mmap 4, Python the rest), a
-store to a traced page by way of the interpreter as much, giving up a region of a window 5 us and 0.1 us for each page
-that was touched in it, a translation unit 100 to 200 us.
+store to a traced page by a fault and the interpreter 25 us, by a callout 8, giving up a region of a window 5 us and
+0.1 us for each page that was touched in it, a translation unit 100 to 300 us. With the thresholds below, against none
+for code and a row of 16 innocent executions: patched code 162 to 28 us an operation, GRUB's first 60 million
+instructions 5.1 to 1.3 s of CPU time with 95,550 to 4,979 callouts.
 """
 
 from __future__ import annotations
