@@ -56,7 +56,9 @@ def test_at_random_places_of_a_kernel(seed: int) -> None:
     assert places >= {(0, 0), (0, 1), (3, 1)}
 
 
-@pytest.mark.parametrize("names", [("interp", "bt"), ("bt", "interp")], ids="-".join)
+@pytest.mark.parametrize(
+    "names", [("interp", "bt"), ("bt", "interp"), ("interp", "trap"), ("trap nested", "bt")], ids="-".join
+)
 def test_after_each_step(names: tuple[str, str]) -> None:
     """Through a guest that is hard to step: REP half done, the shadows of MOV SS and STI, HLT, TF."""
     with stepper(engine.REFERENCE) as plain:
