@@ -1,4 +1,4 @@
-"""`--vmm trap` as users start it: a boot to the end with statistics, and a gdb session that changes engines on the way."""
+"""`--vmm trap` as users start it: a boot to the end, and a gdb session that changes engines on the way."""
 
 from __future__ import annotations
 
