@@ -1,8 +1,8 @@
 """`bench paper`: the experiment of Adams and Agesen on this host, with our engines in the roles of their monitors.
 
 It measures and hands a `Study` to `tools.bench_paper_report`, which writes the report; the paper's figures and the
-model are in `tools.bench_paper_data`. A figure is the time from the line before many operations to the line after
-them, on a guest that has done them before; of several rounds, the shortest.
+model are in `tools.bench_paper_data`. A figure is the CPU time from the line before many operations to the line
+after them, on a guest that has done them before; of several rounds, the shortest.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def _opening(study: Study) -> str:
         "VT) in 2006. Here `bt` stands for the first, `trap` for the second. Written by `trapgate bench paper`.",
         "",
         f"Host: {host()}.",
-        f"Each figure is the shortest of {study.rounds}, each of some {study.run_ns / 1e6:,.0f} ms, warm.",
+        f"Each figure is the shortest of {study.rounds}, each of some {study.run_ns / 1e6:,.0f} ms of CPU time, warm.",
         "",
         "**What the times of `trap` mean.** Guest mode is emulated here, so its wall time is that of software: compare",
         "the exits, and the clocks apart; the model below prices exits as hardware did.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter_ns
+from time import perf_counter_ns, process_time_ns
 
 from guests import images
 from machine.cpuid import PENTIUM4
@@ -55,7 +55,7 @@ class Metered:
 
     Attributes:
         name, count, result: as in its line.
-        elapsed_ns: from the line before to the line after.
+        elapsed_ns: CPU time of this process from the line before to the line after, whatever else the host does.
         clocks: None if the engine keeps none.
         counters: by how much each counter of the engine rose.
         exits: by reason; those of an engine that has no exits are empty.
@@ -91,14 +91,14 @@ class Meter:
     _running: str = ""
     _before: Statistics = field(default_factory=dict)
     _after: Statistics = field(default_factory=dict)
-    _began_ns: int = 0
-    _ended_ns: int = 0
+    _began_ns: tuple[int, int] = (0, 0)
+    _ended_ns: tuple[int, int] = (0, 0)
 
     def take(self, data: bytes) -> None:
         """Some bytes came just now; what looking at statistics takes is in no figure."""
         for byte in data:
             if self._running and not self._text:
-                self._ended_ns = perf_counter_ns()
+                self._ended_ns = process_time_ns(), perf_counter_ns()
                 self._after = self.read_statistics()
             if byte == 0x0A:
                 self._end_line()
@@ -113,25 +113,39 @@ class Meter:
             self._running = ""
             if len(running) != 3 or running[0] != name or not running[1].isdecimal():
                 raise BenchmarkError(f"the guest says {line!r} of {name}")
-            elapsed_ns = self._ended_ns - self._began_ns
-            self.metered.append(compare(name, int(running[1]), running[2], elapsed_ns, self._before, self._after))
+            cpu_ns, wall_ns = (end - begin for begin, end in zip(self._began_ns, self._ended_ns, strict=True))
+            count, result = int(running[1]), running[2]
+            self.metered.append(compare(name, count, result, cpu_ns, self._before, self._after, wall_ns=wall_ns))
         if line.startswith("start "):
             self._running = line.removeprefix("start ")
             self._before = self.read_statistics()
-            self._began_ns = perf_counter_ns()
+            self._began_ns = process_time_ns(), perf_counter_ns()
 
 
-def compare(name: str, count: int, result: str, elapsed_ns: float, before: Statistics, after: Statistics) -> Metered:
-    """What happened between two looks at the statistics."""
+def compare(
+    name: str,
+    count: int,
+    result: str,
+    elapsed_ns: float,
+    before: Statistics,
+    after: Statistics,
+    *,
+    wall_ns: float | None = None,
+) -> Metered:
+    """What happened between two looks at the statistics.
+
+    Engines measure their clocks by the wall. If that is given, they are scaled so that their sum is the CPU time.
+    """
+    scale = elapsed_ns / wall_ns if wall_ns else 1.0
     rises = {
         key: value - _number(before.get(key, 0))
         for key, value in after.items()
         if isinstance(value, int | float) and not key.endswith("an exit")
     }
-    guest = next((rises[key] * 1e9 for key in _GUEST_CLOCKS if key in rises), None)
+    guest = next((rises[key] * 1e9 * scale for key in _GUEST_CLOCKS if key in rises), None)
     clocks = None
     if guest is not None:
-        hardware = max(0.0, rises.get(_HARDWARE_CLOCK, 0.0) * 1e9)
+        hardware = max(0.0, rises.get(_HARDWARE_CLOCK, 0.0) * 1e9 * scale)
         clocks = Clocks(guest, max(0.0, elapsed_ns - guest - hardware), hardware)
     exits = {
         key.removeprefix(_EXIT_PREFIX): rise for key, rise in rises.items() if key.startswith(_EXIT_PREFIX) and rise

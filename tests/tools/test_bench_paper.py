@@ -95,6 +95,12 @@ class TestMetering:
         assert bt.exits == {}
         assert compare("io", 1, "0", 1000, {"blocks decoded": 1}, {"blocks decoded": 3}).clocks is None
 
+    def test_clocks_of_the_wall_become_cpu_time(self) -> None:
+        after: Statistics = {"seconds in guest": 4e-7, "seconds in emulation of hardware": 2e-7}
+        half = compare("io", 1, "0", 500, {}, after, wall_ns=1000)
+        assert half.clocks is not None
+        assert (half.clocks.guest, half.clocks.vmm, half.clocks.hardware) == pytest.approx((200, 200, 100))
+
     def test_statistics_are_read_at_both_ends(self) -> None:
         asked: list[int] = []
 
@@ -194,6 +200,24 @@ class TestReport:
         assert round(p4) == 17034
         assert model.endswith("| 2,744 | 9.54M (= 1,558 exits) |")
         assert "**A model, not a measurement**" in "\n".join(lines)
+
+    def test_a_tie_has_no_winner(self) -> None:
+        study = Study()
+        study.add("bt", metered("compute", 2000))
+        study.add("trap", metered("compute", 1000))
+        row = next(line for line in markdown(study, ()).splitlines() if line.startswith("| compute |"))
+        assert row == "| compute | 2 | 1 | 2 | 0.99 (SPECint2000, mean) | a tie in one |"
+
+    def test_what_belongs_to_the_ends_of_a_run_is_left_out(self) -> None:
+        study = Study()
+        study.add("trap", Metered("compute", 100, "0", 1e5, counters={"exits": 4}, exits={"HLT": 4}))
+        study.add("trap", Metered("io", 100, "0", 1e5, counters={"exits": 104}, exits={"HLT": 4, "IN from 0x1": 100}))
+        lines = markdown(study, ()).splitlines()
+        assert "| compute, trap, shadow | 0.04 |  |" in lines
+        assert "| io, trap, shadow | 1.04 | port I/O 1 |" in lines
+        model = lines[next(number for number, line in enumerate(lines) if line.startswith("## Model")) :]
+        assert any(line.startswith("| io, trap, shadow |") for line in model)
+        assert not any(line.startswith("| compute, trap, shadow |") for line in model)
 
     def test_files(self, tmp_path: Path) -> None:
         files = write_report(small_study(), tmp_path / "new" / "paper")
