@@ -54,7 +54,6 @@ ALWAYS_INTERCEPTED_4 = Intercept4.VMRUN | Intercept4.WBINVD
 _SHADOW_CR = (1 << 0 | 1 << 3 | 1 << 4) * (1 | 1 << CR_WRITE_SHIFT)
 _NESTED_CR = 1 << 4 + CR_WRITE_SHIFT
 _ASID = 1
-_SITES = 1 << 16
 # By name what a VMM writes back after it has executed an instruction for the guest; all else is rare.
 _WRITTEN_BACK = ("rip", "rflags", "rax", "rsp", "cr0", "cr3", "cr4")
 _PLACES = {name: offset_of(name) // 8 for name in _WRITTEN_BACK}
@@ -94,7 +93,6 @@ class TrapEngine(GuestMode):
         self._emulating = False
         self._table_writes: list[tuple[int, int]] | None = None  # offset in RAM and old value, while one is carried out
         self._exits = ExitCounters()
-        self._sites: dict[int, list[int]] = {}
         self._reason = ""
         self._injected: dict[str, int] = {}
         self._world_switches = 0
@@ -139,8 +137,7 @@ class TrapEngine(GuestMode):
 
     def exit_sites(self, count: int) -> Sequence[tuple[int, int, int]]:
         """The guest addresses whose exits cost most: address, exits, nanoseconds."""
-        sites = sorted(self._sites.items(), key=lambda item: -item[1][1])[:count]
-        return [(eip, exits, total_ns) for eip, (exits, total_ns) in sites]
+        return self._exits.sites(count)
 
     def statistics(self) -> Mapping[str, int | float | str]:
         """Counters since the start; times are of the host, and three clocks: guest, VMM, emulation of hardware."""
@@ -234,13 +231,7 @@ class TrapEngine(GuestMode):
             stop = self._handle(block)
             again = before == (self._cpu.clock.icount, self._cpu.state.eip) and self._reason.endswith("hidden")
         took_ns = time.perf_counter_ns() - left_ns
-        self._exits.note(self._reason, took_ns)
-        site = self._sites.get(eip)
-        if site is not None:
-            site[0] += 1
-            site[1] += took_ns
-        elif len(self._sites) < _SITES:
-            self._sites[eip] = [1, took_ns]
+        self._exits.note(self._reason, took_ns, eip)
         return stop, again
 
     def _fill(self, block: Vmcb, *, single: bool) -> None:

@@ -1,0 +1,124 @@
+"""What the VMM does with exits: which faults are whose, what is counted, and that nothing is adapted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from machine.cpu import Cpu
+from machine.debug import DebugControl, StopKind, Watchpoint
+from tests.vmm.bare import PAGE_TABLE, Bare, flat, map_low_memory, set_page
+from vmm.trap.engine import TrapEngine
+
+Counts = dict[str, int | float | str]
+
+
+def make(nested: bool) -> Callable[[Cpu, DebugControl], TrapEngine]:
+    return lambda cpu, debug: TrapEngine(cpu, debug, nested=nested, verify=True)
+
+
+@contextmanager
+def guest(source: str, *, nested: bool = False) -> Iterator[Bare]:
+    """With paging on; page 5000h is not mapped."""
+    bare = flat(source, make(nested))
+    try:
+        map_low_memory(bare)
+        set_page(bare, 0x5000, 0)
+        yield bare
+    finally:
+        bare.close()
+
+
+@pytest.fixture(autouse=True)
+def _any_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmm.bt.MIN_BUDGET_INSNS", 1)
+
+
+def counts_of(source: str, *, nested: bool = False) -> Counts:
+    with guest(source, nested=nested) as bare:
+        assert bare.run(10_000).kind is StopKind.HALTED
+        return dict(bare.engine.statistics())
+
+
+def test_each_store_to_a_page_table_is_a_trace_however_often() -> None:
+    touch = (
+        f"mov eax, [0x6000]; mov ecx, 100; again: mov dword ptr [{PAGE_TABLE + 4 * 7:#x}], 0x7007; dec ecx; jne again"
+    )
+    counts = counts_of(f"{touch}; hlt")
+    assert counts["exits EXCP_PF trace"] == 100
+    assert counts["page tables given up"] == counts["adaptations"] == 0
+    assert "exits EXCP_PF trace" not in counts_of(f"{touch}; hlt", nested=True)
+
+
+def test_stores_beside_code_are_no_exits() -> None:
+    """The native core protects the page, for it holds code in emitted form; hardware does not."""
+    counts = counts_of("mov ecx, 100; again: inc dword ptr [0x1f00]; dec ecx; jne again; hlt")
+    assert int(counts["exits EXCP_PF hidden"]) <= 3
+    assert int(counts["exits"]) <= 6
+
+
+def test_true_faults_are_injected_under_shadow_paging_only() -> None:
+    counts = counts_of("mov eax, [0x5678]")
+    assert (counts["exits EXCP_PF true"], counts["injected #PF"], counts["exceptions #PF"]) == (1, 1, 1)
+    counts = counts_of("mov eax, [0x5678]", nested=True)
+    assert (counts["injected events"], counts["exceptions #PF"]) == (0, 1)
+
+
+@pytest.mark.parametrize(("touched", "prefills"), [(0x7027, 1), (0x7007, 0)])
+def test_a_page_made_present_is_mapped_if_its_a_bit_says_so(touched: int, prefills: int) -> None:
+    """Else the shadow would set A before the guest has touched the page."""
+    entry = PAGE_TABLE + 4 * 7
+    store = f"mov dword ptr [{entry:#x}], {touched:#x}"
+    counts = counts_of(f"mov eax, [0x6000]; mov dword ptr [{entry:#x}], 0; {store}; mov eax, [0x7000]; hlt")
+    assert counts["prefills of shadow pages"] == prefills
+    hidden = counts_of(f"mov eax, [0x6000]; mov dword ptr [{entry:#x}], 0; {store}; hlt")["exits EXCP_PF hidden"]
+    assert int(counts["exits EXCP_PF hidden"]) - int(hidden) == 1 - prefills
+
+
+def test_what_is_not_intercepted_is_no_exit() -> None:
+    source = "mov ecx, 50; again: pushfd; popfd; cli; sti; rdtsc; dec ecx; jne again; hlt"
+    for nested in (False, True):
+        counts = counts_of(source, nested=nested)
+        assert {name for name in counts if name.startswith("exits ")} <= {"exits EXCP_PF hidden", "exits HLT"}
+
+
+def test_the_same_guest_leaves_as_often_again() -> None:
+    source = "mov ecx, 30; again: in al, 0x80; cpuid; mov eax, cr3; mov cr3, eax; mov ecx, 0; hlt"
+    first, second = counts_of(source), counts_of(source)
+    assert [first[name] for name in first if "second" not in name] == [
+        second[name] for name in second if "second" not in name
+    ]
+    assert first["exits CR3_WRITE"] == first["exits CR3_READ"] == 1
+    assert float(first["VMCB reads an exit"]) > 1
+    assert float(first["VMCB writes an exit"]) > 0
+
+
+def test_a_watchpoint_is_the_debuggers_exit() -> None:
+    with guest("mov ecx, 5; again: mov [0x6000], ecx; in al, 0x80; dec ecx; jne again; hlt") as bare:
+        bare.debug.set_watchpoints(frozenset({Watchpoint(0x6000, 4, on_read=False, on_write=True)}))
+        for _ in range(5):
+            assert bare.run(100).kind is StopKind.WATCHPOINT
+        assert bare.run(100).kind is StopKind.HALTED
+        assert bare.engine.statistics()["exits debugger"] == 5
+        assert bare.engine.statistics()["exits IN from 0x0080"] == 5
+
+
+def test_steps_are_world_switches_and_exits_are_handled_in_them() -> None:
+    with guest("in al, 0x80; cpuid; mov eax, [0x5678]") as bare:
+        for icount in (1, 2, 2):
+            assert bare.engine.step().kind is StopKind.STEP
+            assert bare.clock.icount == icount
+        assert bare.state.cr2 == 0x5678
+        assert bare.state.eip >= 0xB000, "the handler has been reached"
+        counts = bare.engine.statistics()
+        assert counts["exits IN from 0x0080"] == counts["exits CPUID"] == counts["exits EXCP_PF true"] == 1
+
+
+def test_addresses_of_exits() -> None:
+    with guest("mov esi, 9; again: in al, 0x80; dec esi; jne again; hlt") as bare:
+        bare.run(100)
+        engine = bare.engine
+        assert isinstance(engine, TrapEngine)
+        assert {eip: exits for eip, exits, _ in engine.exit_sites(10)}[0x1005] == 9
