@@ -168,12 +168,19 @@ def test_a_shared_copy_routine_is_called_out_for_no_longer_than_that_pays() -> N
         assert count(twins, "device faults") > 20
 
 
-def test_code_that_is_patched_before_each_execution_is_not_translated_each_time() -> None:
-    source = """
+@pytest.mark.parametrize(
+    ("instruction", "adaptations", "callouts"),
+    [("mov eax, 0x11111111", 1, "mov"), ("mov esp, 0x11111111", 1, "mov"), ("add eax, 0x11111111", 2, "add")],
+)
+def test_code_that_is_patched_before_each_execution_is_not_translated_each_time(
+    instruction: str, adaptations: int, callouts: str
+) -> None:
+    """The operand of a MOV is read where it stands; others are interpreted."""
+    source = f"""
         1: inc ecx
         mov [2f + 1], ecx
         jmp 2f
-        2: mov eax, 0x11111111
+        2: {instruction}
         add ebx, eax
         lea edx, [edx + ebx]
         jmp 1b
@@ -181,9 +188,31 @@ def test_code_that_is_patched_before_each_execution_is_not_translated_each_time(
     with Twins(source, map_low_memory) as twins:
         twins.run(7 * 500, STEPS)
         assert count(twins, "translation units") < 40
-        assert count(twins, "adaptations to written code") == 1
-        assert count(twins, "instructions decoded") < 700
-        assert count(twins, "callouts of mov") > 800
+        assert count(twins, "adaptations to written code") == adaptations
+        assert 400 < count(twins, f"callouts of {callouts}") < 500
+
+
+def test_the_opcode_before_an_operand_that_is_read_where_it_stands_changes() -> None:
+    """MOV EAX becomes MOV EBX, an ADD, and MOV again, while its operand is written all the time."""
+    source = """
+        1: inc ecx
+        mov [2f + 1], ecx
+        mov edi, ecx
+        shr edi, 6
+        and edi, 3
+        mov al, [3f + edi]
+        mov [2f], al
+        jmp 2f
+        2: mov eax, 0x11111111
+        add edx, eax
+        xor edx, ebx
+        jmp 1b
+        3: .byte 0xb8, 0xbb, 0x05, 0xb8
+    """
+    with Twins(source, map_low_memory) as twins:
+        twins.run(12 * 600, STEPS)
+        assert count(twins, "adaptations to written code") >= 1
+        assert count(twins, "translation units") < 200
 
 
 def test_patched_code_that_settles_down_runs_natively_again() -> None:
@@ -292,7 +321,7 @@ def test_code_on_two_aliases_of_a_page_is_written_through_both() -> None:
     with Twins(source, prepare) as twins:
         twins.run(5000, (700, 100))
         assert twins.reference.state.gpr[EBX] > 1000
-        assert twins.count("adaptations") == 4
+        assert twins.count("adaptations") == 2
         assert twins.count("adaptations to written code") == 2
 
 

@@ -97,7 +97,8 @@ class Culprit:
         writes_limit: how many stores to its bytes are.
         faults, writes: how many came since it was last translated plainly.
         is_adapted: whether it is a callout.
-        end: offset in its page behind it if it is one because it was written to, else 0.
+        is_loaded: whether its immediate operand is to be read where it stands.
+        first, end: offsets in its page of it and behind it, if stores to it are followed, else 0.
         is_new: it was written to since it was last executed.
         innocent: weight of the executions as a callout that need not have been.
         balance: weight of what callouts have saved since it became one.
@@ -111,6 +112,8 @@ class Culprit:
     faults: int = 0
     writes: int = 0
     is_adapted: bool = False
+    is_loaded: bool = False
+    first: int = 0
     end: int = 0
     is_new: bool = False
     innocent: int = 0
@@ -136,7 +139,7 @@ class Culprit:
         else:
             self.limit = INSTRUCTION_FAULTS if paid else min(2 * self.limit, INSTRUCTION_FAULTS_MOST)
         self.is_adapted = self.is_new = False
-        self.faults = self.writes = self.end = self.innocent = self.balance = 0
+        self.faults = self.writes = self.first = self.end = self.innocent = self.balance = 0
         self.fragments.clear()
 
 
@@ -170,17 +173,30 @@ class Culprits:
             culprit = self._of(fragment, eip)
             culprit.writes += 1
             if culprit.writes >= culprit.writes_limit and not culprit.is_adapted:
-                self._adapt(culprit)
+                if not culprit.end:
+                    self._written.setdefault(culprit.ram_page, []).append(culprit)
+                culprit.first, culprit.end = fragment.first + eip - fragment.eip, after
                 self.counters["adaptations to written code"] += 1
-                culprit.end = after
-                culprit.is_new = True
-                self._written.setdefault(culprit.ram_page, []).append(culprit)
+                # An opcode of one byte and 4 bytes that change: if it is a MOV, these can be loaded.
+                if not culprit.is_loaded and after == culprit.first + 5 and culprit.first < first:
+                    culprit.is_loaded = True
+                    culprit.writes = 0
+                else:
+                    culprit.is_loaded = False
+                    self._adapt(culprit)
+                    culprit.is_new = True
 
-    def note_write(self, ram_page: int, first: int, end: int) -> None:
-        """There was a store to bytes of a page that holds code."""
+    def note_write(self, ram_page: int, first: int, end: int) -> bool:
+        """There was a store to bytes of a page that holds code; whether it was to an instruction that is followed."""
+        found = False
         for culprit in self._written.get(ram_page, ()):
-            if culprit.eip & 0xFFF < end and first < culprit.end:
-                culprit.is_new = True
+            if culprit.first < end and first < culprit.end:
+                culprit.is_new = found = True
+        return found
+
+    def loaded(self, ram_page: int) -> frozenset[int]:
+        """The addresses of a page's instructions whose immediate operand is to be read where it stands."""
+        return frozenset(each.eip for each in self._written.get(ram_page, ()) if each.is_loaded)
 
     def _of(self, fragment: Fragment, eip: int) -> Culprit:
         if self._count >= _INSTRUCTIONS:
@@ -204,7 +220,7 @@ class Culprits:
 
     def is_written(self, ram_page: int, eip: int) -> bool:
         """Whether an instruction is a callout because its bytes change, so that nothing depends on them."""
-        return any(culprit.eip == eip for culprit in self._written.get(ram_page, ()))
+        return any(culprit.eip == eip and culprit.is_adapted for culprit in self._written.get(ram_page, ()))
 
     def translated(self, fragment: Fragment) -> None:
         """A fragment is there; if an adapted instruction is in it, it goes when that reverts."""

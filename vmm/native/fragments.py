@@ -34,6 +34,7 @@ class Fragment:
         stack_offsets: as of `Unit`.
         faulting_in_order: numbers of the instructions that meet page faults where and as the interpreter would.
         repetitions: string instructions after whose faults registers have to be made good, by offset in the TC.
+        loads: offsets in its page of immediate operands that it reads where they stand, 4 bytes each.
     """
 
     mode: Mode
@@ -50,6 +51,7 @@ class Fragment:
     stack_offsets: Mapping[int, int] = field(default_factory=dict)
     faulting_in_order: AbstractSet[int] = frozenset()
     repetitions: Mapping[int, Repetition] = field(default_factory=dict)
+    loads: tuple[int, ...] = ()
 
     @property
     def linear(self) -> int:
@@ -60,6 +62,14 @@ class Fragment:
     def first(self) -> int:
         """Offset in its page of its first instruction."""
         return self.linear & 0xFFF
+
+    def depends_on(self) -> list[tuple[int, int]]:
+        """The bytes of its page that it stands for: first offset, offset behind."""
+        found, first = [], self.first
+        for at in sorted(self.loads):
+            found.append((first, at))
+            first = at + 4
+        return [*found, (first, self.first + self.guest_bytes)]
 
     def instructions_in(self, first: int, end: int) -> list[tuple[int, int]]:
         """The instructions with bytes from offset `first` to before `end` of the page: guest address, offset behind."""
@@ -94,7 +104,8 @@ class FragmentIndex:
         self.by_address[fragment.mode, fragment.ram_page, fragment.eip] = fragment
         self.pages.setdefault(fragment.ram_page, []).append(fragment)
         covered = self.covered.setdefault(fragment.ram_page, bytearray(4096))
-        covered[fragment.first : fragment.first + fragment.guest_bytes] = b"\1" * fragment.guest_bytes
+        for first, end in fragment.depends_on():
+            covered[first:end] = b"\1" * (end - first)
         self._starts.append(fragment.start)
         self._fragments.append(fragment)
 
@@ -113,14 +124,15 @@ class FragmentIndex:
         return [
             fragment
             for fragment in self.pages.get(ram_page, ())
-            if fragment.guest_bytes and fragment.first < end and first < fragment.first + fragment.guest_bytes
+            if any(low < end and first < high and low < high for low, high in fragment.depends_on())
         ]
 
     def cover_anew(self, ram_page: int) -> bool:
         """Forget which bytes dropped fragments covered; returns whether any are left."""
         covered = bytearray(4096)
         for fragment in self.pages.get(ram_page, ()):
-            covered[fragment.first : fragment.first + fragment.guest_bytes] = b"\1" * fragment.guest_bytes
+            for first, end in fragment.depends_on():
+                covered[first:end] = b"\1" * (end - first)
         self.covered[ram_page] = covered
         return any(covered)
 

@@ -115,7 +115,15 @@ class FragmentStore:
             self.flush()
         ram_page = at >> PAGE_SHIFT
         data = bytes(memory.ram8[at : (ram_page + 1) << PAGE_SHIFT])
-        unit = translate(tc, mode, eip, data, self._stops(mode, eip, ram_page), self._cpu.model.instructions)
+        unit = translate(
+            tc,
+            mode,
+            eip,
+            data,
+            self._stops(mode, eip, ram_page),
+            self._cpu.model.instructions,
+            self._culprits.loaded(ram_page),
+        )
         if unit.floating:
             self._fpu.used = True
         if self._verifier is not None:
@@ -136,6 +144,7 @@ class FragmentStore:
             unit.stack_offsets,
             unit.faulting_in_order,
             {start + offset: repetition for offset, repetition in unit.repetitions.items()},
+            tuple({mode.linear(at) & 0xFFF for at in unit.loads}),
         )
         self.index.add(fragment)
         self._culprits.translated(fragment)
@@ -169,9 +178,11 @@ class FragmentStore:
         for ram_page in range(at >> PAGE_SHIFT, (at + length - 1 >> PAGE_SHIFT) + 1):
             base = ram_page << PAGE_SHIFT
             first, end = max(0, at - base), min(4096, at + length - base)
-            self._culprits.note_write(ram_page, first, end)
+            is_patch = self._culprits.note_write(ram_page, first, end)
             hit = self.index.overlapping(ram_page, first, end)
             if not hit:
+                if is_patch:
+                    continue
                 self._write_data(ram_page)
             else:
                 if end - first <= LONGEST_PATCH_BYTES:

@@ -23,6 +23,7 @@ from vmm.native.cache import TranslationCache
 from vmm.native.floating import FLOATING, emit_floating, prepare_pointers
 from vmm.native.ident import IDENT, emit_ident
 from vmm.native.modes import Mode
+from vmm.native.operands import Memory
 from vmm.native.unit import Draft, Unit
 
 MAX_TU_INSTRUCTIONS = 32
@@ -96,6 +97,7 @@ def translate(
     data: bytes,
     stops: frozenset[int] = frozenset(),
     features: frozenset[int] = P6_INSTRUCTIONS,
+    patched: frozenset[int] = frozenset(),
 ) -> Unit:
     """Translate from `eip` on, up to 32 instructions, an unconditional transfer, a callout, or the end of the page.
 
@@ -108,8 +110,9 @@ def translate(
         data: the bytes from there to the end of the page.
         stops: guest addresses whose instructions are callouts because a debugger may stop there.
         features: the instruction sets that the CPU has.
+        patched: guest addresses of instructions whose immediate operand is read where it stands, if that is possible.
     """
-    draft = Draft(tc, mode, eip, MAX_TU_INSTRUCTIONS)
+    draft = Draft(tc, mode, eip, MAX_TU_INSTRUCTIONS, patched=patched)
     decoder = Decoder(16 if mode.is_narrow else 32, data, OPTIONS, eip)
     next_eip = end_eip = eip
     # What is in the shadow of STI stays with it, so that no budget ends between them.
@@ -191,6 +194,8 @@ def _leaves_stack_unsettled(instruction: Instruction, name: str) -> bool:
 
 def _emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect, data: bytes, decoder: Decoder) -> bool:
     is_plain = draft.mode.is_plain
+    if is_plain and instruction.ip32 in draft.patched and _emit_patched(draft, instruction):
+        return True
     emitter = EMITTERS.get(name) if is_plain else None
     other = NARROW_EMITTERS.get(name)
     if emitter is not None or other is not None:
@@ -207,3 +212,14 @@ def _emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect,
         return False
     offset = instruction.ip32 - draft.eip
     return emit_ident(draft, instruction, data[offset : offset + instruction.len], decoder)
+
+
+def _emit_patched(draft: Draft, instruction: Instruction) -> bool:
+    """MOV of an immediate operand that is written to time and again: it is loaded from the instruction itself."""
+    if instruction.code != Code.MOV_R32_IMM32 or instruction.len != 5:
+        return False
+    at = draft.mode.linear(instruction.ip32 + 1)
+    operand = Memory(32, displacement=at - (1 << 32) if at >> 31 else at, gs=True)
+    draft.asm.emit("mov", guest.register(instruction.op0_register), operand)
+    draft.loads.append(instruction.ip32 + 1)
+    return True

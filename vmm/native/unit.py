@@ -85,6 +85,7 @@ class Unit:
         stack_offsets: by number, before which instructions guest ESP is not what R12D holds, but that plus so much.
         faulting_in_order: as of `Fragment`.
         repetitions: by offset in `code`.
+        loads: guest addresses of immediate operands that are read where they stand.
     """
 
     eip: int
@@ -100,6 +101,7 @@ class Unit:
     stack_offsets: Mapping[int, int] = field(default_factory=dict)
     faulting_in_order: AbstractSet[int] = frozenset()
     repetitions: Mapping[int, Repetition] = field(default_factory=dict)
+    loads: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -124,6 +126,8 @@ class Draft:
         stack_offsets: as of `Unit`.
         faulting_in_order: as of `Fragment`.
         repetitions: as of `Unit`.
+        patched: instructions whose immediate operand changes.
+        loads: as of `Unit`.
     """
 
     tc: TranslationCache
@@ -144,6 +148,8 @@ class Draft:
     stack_offsets: dict[int, int] = field(default_factory=dict)
     faulting_in_order: set[int] = field(default_factory=set)
     repetitions: dict[int, Repetition] = field(default_factory=dict)
+    patched: AbstractSet[int] = frozenset()
+    loads: list[int] = field(default_factory=list)
     _charge_at: int = 0
     _refunds: list[tuple[int, int]] = field(default_factory=list)
     _side_exits: list[SideExit] = field(default_factory=list)
@@ -339,4 +345,5 @@ class Draft:
             self.stack_offsets,
             self.faulting_in_order,
             self.repetitions,
+            tuple(self.loads),
         )

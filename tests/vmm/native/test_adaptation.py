@@ -168,6 +168,37 @@ class TestCulprits:
             assert writes == expected
             revert(culprits)
 
+    def test_of_five_bytes_the_last_four_are_read_first(self) -> None:
+        culprits = Culprits()
+        short = Fragment(Mode(user=False), EIP, 7, 0, 5, [0], [EIP], 1)
+        for _ in range(INSTRUCTION_WRITES):
+            assert culprits.loaded(7) == frozenset()
+            culprits.write(short, 0x346, 0x34A)
+        assert culprits.loaded(7) == {EIP}
+        assert not culprits.has(EIP)
+        assert not culprits.is_written(7, EIP)
+        assert culprits.note_write(7, 0x346, 0x34A)
+        for _ in range(INSTRUCTION_WRITES):
+            assert not culprits.has(EIP)
+            culprits.write(short, 0x346, 0x34A)  # it was no MOV, and something depended on the operand
+        assert culprits.has(EIP)
+        assert culprits.is_written(7, EIP)
+        assert culprits.loaded(7) == frozenset()
+        revert(culprits)
+        assert not culprits.note_write(7, 0x346, 0x34A)
+        for _ in range(2 * INSTRUCTION_WRITES):  # this time the opcode is written to, too
+            culprits.write(short, 0x345, 0x34A)
+        assert culprits.has(EIP)
+
+    def test_code_whose_base_is_no_page(self) -> None:
+        culprits = Culprits()
+        real = Fragment(Mode(user=False, code_base=0x7_1230), 0x10, 0x71, 0, 4, [0, 8], [0x10, 0x12], 1)
+        for _ in range(INSTRUCTION_WRITES):
+            culprits.write(real, 0x243, 0x244)
+        assert culprits.adapted(0x71) == {0x12}
+        assert not culprits.note_write(0x71, 0x12, 0x14)
+        assert culprits.note_write(0x71, 0x242, 0x243)
+
     def test_an_empty_cache_leaves_nothing_to_drop(self) -> None:
         culprits = Culprits()
         adapt(culprits)

@@ -81,6 +81,20 @@ class TestIndex:
         assert not index.cover_anew(1)
         assert index.overlapping(2, 0, 0x1000) == []
 
+    def test_operands_that_are_read_where_they_stand_may_change(self) -> None:
+        index = FragmentIndex()
+        made = fragment(0x1000, 1, 100, guest_bytes=16)
+        made.loads = (1, 10)
+        index.add(made)
+        found = [at for at in range(20) if index.overlapping(1, at, at + 1)]
+        assert found == [0, *range(5, 10), 14, 15]
+        assert index.overlapping(1, 1, 5) == []
+        assert index.overlapping(1, 1, 6) == [made]
+        index.add(fragment(0x1002, 1, 200, guest_bytes=2))
+        assert [each.start for each in index.overlapping(1, 1, 5)] == [200]
+        index.cover_anew(1)
+        assert [at for at in range(20) if index.covered[1][at]] == [0, 2, 3, *range(5, 10), 14, 15]
+
     def test_nothing_is_found_after_clear(self) -> None:
         index = FragmentIndex()
         index.add(fragment(0x1000, 1, 100))
