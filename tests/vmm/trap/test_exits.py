@@ -437,6 +437,17 @@ class TestWhatComesFirst:
             assert ExitCode(run.vmrun()) == ExitCode.IOIO
             assert run.block.rip == AT + 2
 
+    def test_a_control_register_that_is_none(self) -> None:
+        with made(".byte 0x0f, 0x20, 0xc8") as run:  # mov eax, cr1
+            run.block.intercept_cr = 0xFFFF_FFFF
+            run.block.intercept_exceptions = 1 << 6
+            assert ExitCode(run.vmrun()) == ExitCode.EXCP_UD
+
+    def test_no_iteration_is_no_access(self) -> None:
+        with made("mov edx, 0x3f8; xor ecx, ecx; rep outsb") as run:
+            run.block.intercept3 = int(Intercept3.IOIO_PROT)
+            assert ExitCode(run.vmrun()) == ExitCode.INTR
+
     def test_rep_outs_tells_segment_and_repetition(self) -> None:
         with made("mov edx, 0x3f8; mov ecx, 3; fs rep outsb") as run:
             run.block.intercept3 = int(Intercept3.IOIO_PROT)
