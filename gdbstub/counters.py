@@ -21,7 +21,7 @@ _GROUPS: Sequence[tuple[str, tuple[str, ...]]] = (
     ("callouts", ("callouts",)),
     (
         "faults and adaptation",
-        ("hidden", "true", "trace", "device", "faults", "budget", "page", "windows", "adapt", "reversions"),
+        ("hidden", "true", "trace", "device", "faults", "budget", "page", "windows", "adapt", "reversions", "code"),
     ),
     ("exits", ("exits", "world", "injected", "VMCB", "paging", "prefills", "nested")),
     ("events", ("interrupts", "exceptions")),
