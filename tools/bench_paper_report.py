@@ -15,6 +15,7 @@ from tools.bench_paper_run import Metered
 from tools.chart import Series, log_bars, share_bars, short
 
 REPORT = "README.md"
+FINDINGS = "findings.md"  # written by people, and kept
 _REASONS_SHOWN = 6
 _RARE = 0.05  # of an operation: from the ends of a run, not from what it consists of
 _TIE = 0.1
@@ -47,7 +48,10 @@ def write_report(study: Study, directory: Path) -> Sequence[Path]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     charts = dict(_charts(study))
-    texts = {**charts, REPORT: markdown(study, set(charts))}
+    report = markdown(study, set(charts))
+    if (directory / FINDINGS).exists():
+        report += f"\n[What differs from the paper, and why]({FINDINGS})\n"
+    texts = {**charts, REPORT: report}
     files = []
     for name, text in texts.items():
         files.append(directory / name)
@@ -252,7 +256,7 @@ def _exits(study: Study) -> str:
         rows.append(
             [
                 f"{NANO_NAMES.get(name, name)}, {PLACES[place]}",
-                short(metered.counters["exits"] / metered.count),
+                _count(metered.counters["exits"] / metered.count),
                 text,
             ]
         )
@@ -263,6 +267,11 @@ def _exits(study: Study) -> str:
         "The most frequent reasons first; fewer than one in twenty operations are not shown.\n\n"
         + table(["", "exits", "of these"], rows)
     )
+
+
+def _count(value: float) -> str:
+    """How often something happens in an operation."""
+    return "0" if value == 0 else short(value) if value >= _RARE else f"< {_RARE}"
 
 
 def grouped(exits: Mapping[str, float]) -> dict[str, float]:
@@ -277,7 +286,7 @@ def grouped(exits: Mapping[str, float]) -> dict[str, float]:
 
 def _software(study: Study) -> str:
     rows = [
-        [NANO_NAMES.get(name, name), *(short(metered.counters.get(key, 0) / metered.count) for key in _BT_COUNTERS)]
+        [NANO_NAMES.get(name, name), *(_count(metered.counters.get(key, 0) / metered.count) for key in _BT_COUNTERS)]
         for name, place, metered in _all(study, (*NANO_NAMES, *WORKLOAD_NAMES))
         if place == "bt"
     ]

@@ -213,7 +213,7 @@ class TestReport:
         study.add("trap", Metered("compute", 100, "0", 1e5, counters={"exits": 4}, exits={"HLT": 4}))
         study.add("trap", Metered("io", 100, "0", 1e5, counters={"exits": 104}, exits={"HLT": 4, "IN from 0x1": 100}))
         lines = markdown(study, ()).splitlines()
-        assert "| compute, trap, shadow | 0.04 |  |" in lines
+        assert "| compute, trap, shadow | < 0.05 |  |" in lines
         assert "| io, trap, shadow | 1.04 | port I/O 1 |" in lines
         model = lines[next(number for number, line in enumerate(lines) if line.startswith("## Model")) :]
         assert any(line.startswith("| io, trap, shadow |") for line in model)
@@ -231,6 +231,12 @@ class TestReport:
         for file in files[:-1]:
             assert fromstring(file.read_text()).tag.endswith("svg")
             assert f"]({file.name})" in files[-1].read_text()
+
+    def test_findings_are_kept_and_linked(self, tmp_path: Path) -> None:
+        (tmp_path / "findings.md").write_text("ours")
+        files = write_report(small_study(), tmp_path)
+        assert "(findings.md)" in files[-1].read_text()
+        assert (tmp_path / "findings.md").read_text() == "ours"
 
     def test_a_report_without_any_engine(self, tmp_path: Path) -> None:
         study = Study()
