@@ -474,10 +474,7 @@ class BinaryTranslator(Interpreter):
         return bool((registers[7] | watched[0]) & DR7_ENABLED) and watched != (registers[7], *registers[:4])
 
     def _watch(self) -> None:
-        """Protect what is watched in the windows, so that an access to it is a fault, and interpreted with its checks.
-
-        An instruction breakpoint of DR7 is where fragments stop, as a debugger's is.
-        """
+        """Protect what is watched in the windows: an access is a fault. Fragments stop where DR7 has breakpoints."""
         super()._watch()
         registers = self._cpu.state.dr
         before = self._register_stops
