@@ -241,7 +241,9 @@ TRIES = (
 )
 
 # Far transfers and segment loads: `tests.machine.test_instructions_host`, and the tests of protected mode.
-TRANSFERS = frozenset(("jmp_far", "call_far", "retf", "iret", "iretd", "int", "mov_to_sreg", "pop_sreg", "lss"))
+TRANSFERS = frozenset(
+    ("jmp_far", "call_far", "retf", "iret", "iretd", "int", "mov_to_sreg", "pop_sreg", "lds", "les", "lss", "lfs", "lgs")
+)
 
 
 def test_every_row_with_rules_of_its_own_is_tried() -> None:

@@ -133,6 +133,7 @@ def test_protected_mode_and_the_bios_in_turns_under_both_gdbs() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("each_engine", ["bt"], indirect=True)  # a hundred million instructions
 def test_the_menu_and_its_command_line() -> None:
     with stopped_at_reset() as trapgate, attached(trapgate, recent_gdb()) as gdb:
         gdb.say(f"tbreak *{MENU_SECOND:#x}")

@@ -47,6 +47,13 @@ def test_random_slots(seed: int) -> None:
         twins.run(1200, (211, 1, 300, 40, 7))
 
 
+@pytest.mark.parametrize("leaf", [0, 1])
+def test_cpuid_stays_in_the_translation_cache(leaf: int) -> None:
+    with Twins(f"1: mov eax, {leaf}\ncpuid\nadd esi, eax\nxor edi, ebx\nadd edi, ecx\nxor ebp, edx\njmp 1b") as twins:
+        twins.run(500)
+        assert not twins.count("callouts")
+
+
 class TestAddressSpaces:
     """Two page directories that differ in one page of data, or in one page of code."""
 

@@ -103,7 +103,7 @@ ENCODINGS: dict[str, tuple[str, ...]] = {
     "shrx": ("r32, rm32, r32: VEX.F2.0F38.W0 F7 /r", "r64, rm64, r64: VEX.F2.0F38.W1 F7 /r"),
     "shlx": ("r32, rm32, r32: VEX.66.0F38.W0 F7 /r", "r64, rm64, r64: VEX.66.0F38.W1 F7 /r"),
     "rorx": ("r32, rm32, imm8: VEX.F2.0F3A.W0 F0 /r ib",),
-    "not": ("r64: REX.W F7 /2",),
+    "not": ("rm16: 66 F7 /2", "rm32: F7 /2", "r64: REX.W F7 /2"),
     "mulx": ("r64, r64, rm64: VEX.F2.0F38.W1 F6 /r",),
     **{name: _alu(number) for number, name in enumerate(_ALU)},
     **{name: _shift(number) for number, name in enumerate(_SHIFTS) if name},

@@ -123,7 +123,7 @@ def emit_pop(draft: Draft, instruction: Instruction) -> bool:
 
 
 def emit_pusha(draft: Draft, instruction: Instruction) -> bool:
-    """PUSHA, PUSHAD: the upper end is written to first, with what is there, so that a fault changes nothing."""
+    """PUSHA, PUSHAD: the upper end is inverted first, and back, so that a fault changes nothing."""
     size_bytes = 2 if instruction.code == Code.PUSHAW else 4
     emit = draft.asm.emit
     _top(draft, -8 * size_bytes)
@@ -132,8 +132,8 @@ def emit_pusha(draft: Draft, instruction: Instruction) -> bool:
     lowest = segmented.at_offset(draft, SS, 8 * size_bytes, write=True)
     slots = [Memory(8 * size_bytes, R8D, displacement=size_bytes * (7 - n), gs=True) for n in range(8)]
     assert lowest.base is R8D
-    emit("mov", _part(R9D, size_bytes), slots[0])
-    emit("mov", slots[0], _part(R9D, size_bytes))
+    for _ in range(2):
+        emit("not", slots[0])
     for number in range(7, -1, -1):
         emit("mov", slots[number], _part(GUEST_REGISTERS[number], size_bytes))
     _move_top(draft, -8 * size_bytes, R8D)

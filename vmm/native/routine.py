@@ -69,7 +69,7 @@ class Routine:
             assembler: where to.
             callout: host address of the exit for a callout.
             has_image: all of RFLAGS is kept aside, for a routine that pushes or loads them; else the status flags
-                alone, by LAHF, SETO and back, which take a fraction of PUSHFQ's and POPFQ's time.
+                alone, by LAHF, SETO and back, which take a fraction of PUSHFQ's and POPFQ's time; AX is lost.
         """
         self.asm = assembler
         self.emit = assembler.emit

@@ -203,6 +203,7 @@ def _emit_cpuid(writer: Routine) -> None:
     emit = writer.emit
     first = Label()
     emit("mov", field("routine_return"), R8)
+    emit("mov", EAX, word("routine_registers", 0))  # AX has the status flags
     for leaf in (1, 0):
         emit("cmp", EAX, leaf)
         if leaf:

@@ -72,10 +72,13 @@ def emit_leave(draft: Draft, instruction: Instruction) -> bool:
 
 
 def emit_pushad(draft: Draft, _instruction: Instruction) -> bool:
-    """PUSHAD: both ends are written to before anything that shows, the upper one with what is there."""
+    """PUSHAD: both ends are written to before anything that shows; the upper one is inverted, and back.
+
+    A read would set the A bit of a page that cannot be written to.
+    """
     emit = draft.asm.emit
-    emit("mov", R8D, _slot(-4))
-    emit("mov", _slot(-4), R8D)
+    for _ in range(2):
+        emit("not", _slot(-4))
     for number in range(7, -1, -1):
         emit("mov", _slot(-4 - 4 * number), GUEST_REGISTERS[number])
     emit("lea", GUEST_ESP, address(GUEST_ESP, -32))

@@ -237,8 +237,8 @@ class TestInterrupt:
             bare = engine("1: inc eax\\njmp 1b")
             interrupted = 0
             for turn in range(5):
-                threading.Timer(0.01, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
                 try:
+                    threading.Timer(0.01, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
                     while True:
                         bare.run(1_000_000)
                 except KeyboardInterrupt:

@@ -164,7 +164,7 @@ class TestForms:
 
     def test_both_ends_of_pushad_come_first(self, tc: TranslationCache) -> None:
         lines = listing(tc, unit_of(tc, "pushad"), 0)
-        assert lines[:3] == ["mov r8d,gs:[r12d-4]", "mov gs:[r12d-4],r8d", "mov gs:[r12d-20h],edi"]
+        assert lines[:3] == ["not dword ptr gs:[r12d-4]", "not dword ptr gs:[r12d-4]", "mov gs:[r12d-20h],edi"]
         assert listing(tc, unit_of(tc, "popad"), 0)[:3] == [
             "mov r8d,gs:[r12d]",
             "mov r8d,gs:[r12d+1Ch]",
