@@ -242,7 +242,21 @@ TRIES = (
 
 # Far transfers and segment loads: `tests.machine.test_instructions_host`, and the tests of protected mode.
 TRANSFERS = frozenset(
-    ("jmp_far", "call_far", "retf", "iret", "iretd", "int", "mov_to_sreg", "pop_sreg", "lds", "les", "lss", "lfs", "lgs")
+    (
+        "jmp_far",
+        "call_far",
+        "retf",
+        "iret",
+        "iretd",
+        "int",
+        "mov_to_sreg",
+        "pop_sreg",
+        "lds",
+        "les",
+        "lss",
+        "lfs",
+        "lgs",
+    )
 )
 
 
