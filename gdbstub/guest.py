@@ -6,6 +6,7 @@ It owns what a stop means to a debugger and how the guest goes on after one; pac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from gdbstub import guest_memory, guest_registers, guest_stops
@@ -255,6 +256,7 @@ class GuestTarget:
     def _continue(self, budget_insns: int) -> StopEvent | StintEnd:
         clock, engine = self.machine.clock, self.machine.engine
         limit = clock.icount + budget_insns
+        end_s = perf_counter() + STINT_LIMIT_S
         while True:
             until = limit if self.until_icount is None else min(limit, self.until_icount)
             skip, deliver = self._skip_breakpoint, self._deliver_caught
@@ -267,9 +269,10 @@ class GuestTarget:
                 return StintEnd.IDLE
             if stop.kind is StopKind.BUDGET:
                 return StintEnd.BUDGET
-            if (
-                self._skip_breakpoint
-            ):  # a code breakpoint that did not want to stop: its instruction is executed in any case
+            if perf_counter() > end_s:
+                verdict = Verdict.GO_ON_AND_YIELD  # a breakpoint that is met all the time and never wants to stop
+            if self._skip_breakpoint:
+                # A code breakpoint that did not want to stop: its instruction is executed in any case.
                 limit = clock.icount + 1 if verdict is Verdict.GO_ON_AND_YIELD else max(limit, clock.icount + 1)
             elif verdict is Verdict.GO_ON_AND_YIELD or clock.icount >= limit:
                 return StintEnd.BUDGET
