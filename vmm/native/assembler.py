@@ -25,6 +25,9 @@ _VEX_PREFIXES = {"NP": 0, "66": 1, "F3": 2, "F2": 3}
 _VEX_MAPS = {"0F": 1, "0F38": 2, "0F3A": 3}
 
 
+_JECXZ = b"\x67\xe3\x00"
+
+
 class EncodingError(ValueError):
     """No form of the table takes these operands: a mistake of ours."""
 
@@ -138,6 +141,15 @@ class Assembler:
         at = len(self.code) - 4
         self.code[at:] = (target - self.here).to_bytes(4, "little", signed=True)
         return at
+
+    def jump_if_ecx_is_zero(self) -> int:
+        """JECXZ forward, which asks without flags; returns the offset for `bind_rel8`."""
+        self.code += _JECXZ
+        return len(self.code) - 1
+
+    def bind_rel8(self, at: int) -> None:
+        """Let the jump whose rel8 is at offset `at` come here."""
+        self.code[at] = len(self.code) - (at + 1)
 
     def finish(self) -> bytes:
         """The code, every label resolved."""

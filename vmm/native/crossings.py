@@ -5,7 +5,7 @@ They must not know fragments or engines.
 
 from __future__ import annotations
 
-from machine.flags import AC, ID, IF, IOPL, NT, RF, TF, VIF, VIP, VM
+from machine.flags import AC, ID, IOPL, NT, RF, TF, VIF, VIP, VM
 from machine.state import CS, DS, ES, SS
 from vmm.native.operands import (
     EAX,
@@ -235,14 +235,8 @@ def _emit_load_flags(writer: Routine, *, with_iopl: bool) -> None:
     emit("mov", field("resume_budget"), R10)
     writer.asm.bind(plain)
     if with_iopl:
-        emit("mov", EAX, image)
-        emit("and", EAX, IF)
-        emit("mov", field("interrupt_flag"), EAX)
-    kept = ID | (IOPL if with_iopl else 0)
-    emit("mov", EAX, image)
-    emit("and", EAX, kept)
-    emit("and", field("system_flags"), 0xFFFF_FFFF & ~kept)
-    emit("or", field("system_flags"), EAX)
+        writer.load_interrupt_flag(image)
+    writer.load_system_flags(image, ID | (IOPL if with_iopl else 0))
     emit("mov", EAX, image)
     emit("and", EAX, RFLAGS)
     emit("or", EAX, HOST_FLAGS)

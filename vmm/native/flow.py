@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from iced_x86 import Code, Instruction, OpKind, RegisterExt
 
-from machine.instructions.operands import CONDITION_NAMES
 from vmm.native import guest, segmented
 from vmm.native.operands import ECX, R8D, R9, RCX, RSP, address, qword
 from vmm.native.unit import Draft
@@ -36,12 +35,7 @@ def emit_jcc(draft: Draft, instruction: Instruction) -> bool:
     if target == draft.eip and draft.has_room_for_round:
         draft.goes_round = True
         target, condition = instruction.next_ip32, condition ^ 1
-    if draft.is_in_page(target):
-        draft.leave(f"j{CONDITION_NAMES[condition]}", target)
-    else:
-        around = draft.asm.jump_to(f"j{CONDITION_NAMES[condition ^ 1]}", draft.tc.host)
-        draft.leave_page(target)
-        draft.bind_short(around)
+    draft.leave_if(condition, target)
     return True
 
 

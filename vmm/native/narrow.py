@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from iced_x86 import Code, Instruction, Mnemonic, OpKind, Register, RegisterExt
 
-from machine.flags import IF
 from machine.instructions.operands import CONDITION_NAMES
 from machine.state import CS, DS, ES, FS, GS, SHADOW_MOV_SS, SS
 from vmm.native import guest, segmented, system
@@ -181,13 +180,7 @@ def emit_pushf(draft: Draft, instruction: Instruction) -> bool:
     """PUSHF, PUSHFD; in virtual-8086 mode IOPL and VME decide."""
     if draft.mode.is_v86:
         return False
-    emit = draft.asm.emit
-    emit("pushfq")
-    emit("pop", R8)
-    emit("mov", R9D, field("interrupt_flag"))
-    emit("lea", R8D, address(R8, -IF, index=R9))
-    emit("mov", R9D, field("system_flags"))
-    emit("lea", R9D, address(R8, index=R9))
+    system.emit_flags_image(draft, R9D)
     _push(draft, R9D, 2 if instruction.code == Code.PUSHFW else 4)
     return True
 
@@ -323,12 +316,7 @@ def emit_jcc(draft: Draft, instruction: Instruction) -> bool:
     target, condition = _direct_target(draft, instruction), instruction.condition_code - 1
     if target is None:
         return False
-    if draft.is_in_page(target):
-        draft.leave(f"j{CONDITION_NAMES[condition]}", target)
-    else:
-        around = draft.asm.jump_to(f"j{CONDITION_NAMES[condition ^ 1]}", draft.tc.host)
-        draft.leave_page(target)
-        draft.bind_short(around)
+    draft.leave_if(condition, target)
     return True
 
 
@@ -406,22 +394,20 @@ def emit_loop(draft: Draft, instruction: Instruction) -> bool:
         emit("mov", R9D, ECX)
         emit("movzx", ECX, CX)
     if name == "jcxz":
-        asm.raw(b"\x67\xe3\x00")  # jecxz
-        zero = len(asm.code)
+        zero = asm.jump_if_ecx_is_zero()
         if is_narrow:
             emit("mov", ECX, R9D)
         ends.append(asm.jump_to("jmp", draft.tc.host))
-        asm.code[zero - 1] = len(asm.code) - zero
+        asm.bind_rel8(zero)
         if is_narrow:
             emit("mov", ECX, R9D)
         draft.leave("jmp", target)
     else:
-        asm.raw(b"\x67\xe3\x00")
-        zero = len(asm.code)
+        zero = asm.jump_if_ecx_is_zero()
         if is_narrow:
             emit("mov", ECX, R9D)
         draft.leave("jmp", target)
-        asm.code[zero - 1] = len(asm.code) - zero
+        asm.bind_rel8(zero)
         if is_narrow:
             emit("mov", ECX, R9D)
     for at in ends:

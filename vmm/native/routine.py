@@ -194,6 +194,19 @@ class Routine:
         for write in (False, True):
             self.emit("mov", segment_bound(number, write=write), 0)
 
+    def load_interrupt_flag(self, image: Register | Memory) -> None:
+        """IF = that of an image of EFLAGS; EAX is lost."""
+        self.emit("mov", EAX, image)
+        self.emit("and", EAX, IF)
+        self.emit("mov", field("interrupt_flag"), EAX)
+
+    def load_system_flags(self, image: Register | Memory, mask: int) -> None:
+        """Load some of IOPL, ID and their like from an image of EFLAGS; EAX is lost."""
+        self.emit("mov", EAX, image)
+        self.emit("and", EAX, mask)
+        self.emit("and", field("system_flags"), 0xFFFF_FFFF & ~mask)
+        self.emit("or", field("system_flags"), EAX)
+
     def probe(self, base: Register, first: int, last: int) -> None:
         """Fault here if the stack cannot be written to, at `last` first, as a push from the top down would."""
         self.emit("or", linear(base, last), 0)

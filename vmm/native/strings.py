@@ -65,9 +65,8 @@ def emit_count_check(draft: Draft, eip: int, limit_log2: int) -> None:
     emit("mov", R8D, ECX)
     emit("mov", R9D, limit_log2)
     emit("shrx", ECX, ECX, R9D)
-    draft.asm.raw(b"\x67\xe3\x00")  # jecxz to where ECX is restored and the instruction runs
-    after_jump = len(draft.asm.code)
+    small = draft.asm.jump_if_ecx_is_zero()
     emit("mov", ECX, R8D)
     draft.callout_early(eip)
-    draft.asm.code[after_jump - 1] = len(draft.asm.code) - after_jump
+    draft.asm.bind_rel8(small)
     emit("mov", ECX, R8D)

@@ -77,16 +77,24 @@ def emit_pop_segment(draft: Draft, instruction: Instruction) -> bool:
 
 
 def emit_pushfd(draft: Draft, _instruction: Instruction) -> bool:
-    """PUSHFD: RFLAGS has IF set, whatever the guest's IF is; the sums are of disjoint bits, so LEA is an OR."""
+    """PUSHFD."""
+    emit_flags_image(draft, R8D)
+    draft.push(R8D)
+    return True
+
+
+def emit_flags_image(draft: Draft, destination: HostRegister) -> None:
+    """Let `destination` be what PUSHFD pushes; R8 and R9 are lost.
+
+    RFLAGS has IF set, whatever the guest's IF is; the sums are of disjoint bits, so LEA is an OR.
+    """
     emit = draft.asm.emit
     emit("pushfq")
     emit("pop", R8)
     emit("mov", R9D, field("interrupt_flag"))
     emit("lea", R8D, address(R8, -IF, index=R9))
     emit("mov", R9D, field("system_flags"))
-    emit("lea", R8D, address(R8, index=R9))
-    draft.push(R8D)
-    return True
+    emit("lea", destination, address(R8, index=R9))
 
 
 def emit_popfd(draft: Draft, instruction: Instruction) -> bool:
@@ -113,11 +121,10 @@ def emit_sti(draft: Draft, instruction: Instruction) -> bool:
     emit = draft.asm.emit
     emit("mov", R9D, ECX)
     emit("mov", ECX, field("pending"))
-    draft.asm.raw(b"\x67\xe3\x00")  # jecxz to where ECX is restored and the instruction runs
-    after_jump = len(draft.asm.code)
+    nothing_pending = draft.asm.jump_if_ecx_is_zero()
     emit("mov", ECX, R9D)
     draft.callout_early(instruction.ip32)
-    draft.asm.code[after_jump - 1] = len(draft.asm.code) - after_jump
+    draft.asm.bind_rel8(nothing_pending)
     emit("mov", ECX, R9D)
     emit("mov", R8D, field("interrupt_flag"))
     emit("mov", field("interrupt_flag_before"), R8D)

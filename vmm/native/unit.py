@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from machine.instructions.operands import CONDITION_NAMES
 from machine.state import SHADOW_NONE
 from vmm.native.assembler import Assembler
 from vmm.native.cache import GUARD_BIAS, GUEST_ESP, Exit, TranslationCache
@@ -265,6 +266,15 @@ class Draft:
         """A conditional jump (or a jump that one leads around) to an address in the page, or on to what follows."""
         at = self.asm.jump_to(name, self.tc.host)
         self._side_exits.append(SideExit(at, eip, len(self.hosts), self.pointers.open))
+
+    def leave_if(self, condition: int, target: int) -> None:
+        """Leave for a guest address if the flags say so; `condition` as in the encodings, whose bit 0 inverts it."""
+        if self.is_in_page(target):
+            self.leave(f"j{CONDITION_NAMES[condition]}", target)
+        else:
+            around = self.asm.jump_to(f"j{CONDITION_NAMES[condition ^ 1]}", self.tc.host)
+            self.leave_page(target)
+            self.bind_short(around)
 
     def leave_page(self, eip: int) -> None:
         """Go to an address out of the page, from what only one way out of the TU comes to."""
