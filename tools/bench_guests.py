@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -73,6 +73,17 @@ class LineClock:
                 self._text.append(byte)
 
 
+def machine_options(image: Path, command_line: str = "", take: Callable[[bytes], None] | None = None) -> MachineOptions:
+    """What every measured guest runs on: a Pentium 4 with 64 MiB, whose output on COM1 goes to `take`."""
+    return MachineOptions(
+        image=image,
+        model=PENTIUM4,
+        make_fpu=HostFpu,
+        loading=LoadOptions(ram_bytes=_RAM_BYTES, command_line=command_line),
+        board=BoardOptions(serial=(take, None)),
+    )
+
+
 def run_engine(
     engine: str, image: Path, command_line: str, *, statistics: dict[str, int | float | str] | None = None
 ) -> list[Line]:
@@ -82,13 +93,7 @@ def run_engine(
         BenchmarkError: it ended otherwise than by turning the machine off or by the debug exit.
     """
     clock = LineClock()
-    options = MachineOptions(
-        image=image,
-        model=PENTIUM4,
-        make_fpu=HostFpu,
-        loading=LoadOptions(ram_bytes=_RAM_BYTES, command_line=command_line),
-        board=BoardOptions(serial=(clock.take, None)),
-    )
+    options = machine_options(image, command_line, clock.take)
     machine = Machine(options, ENGINES, engine, choose_alu())
     try:
         kind = StopKind.BUDGET

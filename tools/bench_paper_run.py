@@ -11,17 +11,13 @@ from pathlib import Path
 from time import perf_counter_ns, process_time_ns
 
 from guests import images
-from machine.cpuid import PENTIUM4
 from machine.debug import StopKind
-from machine.devices.board import BoardOptions
 from machine.engine import EngineError
-from machine.loaders.image import LoadOptions
-from machine.pc import EngineFactory, Machine, MachineOptions
+from machine.pc import EngineFactory, Machine
 from tools.bench import BenchmarkError
+from tools.bench_guests import machine_options
 from vmm.hostalu import choose_alu
-from vmm.native.hostfpu import HostFpu
 
-_RAM_BYTES = 64 << 20
 _STINT_INSNS = 20_000_000
 _LONGEST_S = 600
 # The statistics that are a clock of DESIGN.md; the VMM's is the rest.
@@ -173,13 +169,7 @@ def run(factories: Factories, engine: str, image: Path, command_line: str) -> Se
     """
     machine: Machine | None = None
     meter = Meter(lambda: {} if machine is None else machine.statistics())
-    options = MachineOptions(
-        image=image,
-        model=PENTIUM4,
-        make_fpu=HostFpu,
-        loading=LoadOptions(ram_bytes=_RAM_BYTES, command_line=command_line),
-        board=BoardOptions(serial=(meter.take, None)),
-    )
+    options = machine_options(image, command_line, meter.take)
     machine = Machine(options, factories, engine, choose_alu())
     end_ns = perf_counter_ns() + int(_LONGEST_S * 1e9)
     try:
@@ -199,11 +189,8 @@ def why_not(factories: Factories, engine: str) -> str | None:
     """Why an engine cannot be measured, found out by having it run a few instructions; None if it can."""
     if engine not in factories:
         return f"there is no engine {engine!r}"
-    options = MachineOptions(
-        image=images.path("tiny-exit"), model=PENTIUM4, make_fpu=HostFpu, loading=LoadOptions(ram_bytes=_RAM_BYTES)
-    )
     try:
-        machine = Machine(options, factories, engine, choose_alu())
+        machine = Machine(machine_options(images.path("tiny-exit")), factories, engine, choose_alu())
     except EngineError as error:
         return str(error)
     try:
