@@ -50,19 +50,9 @@ def expect_like_qemu(suite: Suite, ours: list[tuple[Case, Record]], theirs: list
     assert not unlike, f"{len(unlike)} of {len(ours)} are not as QEMU has them, such as\n" + "\n".join(unlike[:3])
 
 
-# What the emulated trap engine does not do as processors do, yet.
-NOT_YET = {
-    ("trap", "tasks.endings"): "#UD under a new task's T bit",
-    ("trap nested", "tasks.endings"): "#UD under a new task's T bit",
-    ("trap", "interrupts.double_faults"): "a page fault, which is an exit, in the delivery of another",
-}
-
-
+@pytest.mark.usefixtures("each_engine")
 @pytest.mark.parametrize("suite", SUITES, ids=[suite.name for suite in SUITES])
-def test_suite(suite: Suite, each_engine: str, request: pytest.FixtureRequest) -> None:
-    reason = NOT_YET.get((each_engine, suite.name))
-    if reason is not None:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_suite(suite: Suite) -> None:
     ours: list[tuple[Case, Record]] = []
     theirs: list[Record] = []
     for batch in batches(suite.cases()):

@@ -17,7 +17,7 @@ from machine.bios.firmware import FIRMWARE_PORT
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop, StopKind
 from machine.engine import ExitCount
-from machine.faults import GuestFault, PageFault, Vector
+from machine.faults import DebugFault, GuestFault, PageFault, Vector
 from machine.flags import RF, TF
 from machine.fpu import FpuFrozen
 from machine.interrupts import TripleFault
@@ -90,7 +90,6 @@ class TrapEngine(GuestMode):
         self.policy.io = IoPermissions(intercept_all=True)
         self.policy.msr = MsrPermissions(intercept_all=True)
         self._is_current = False  # the VMCB has the guest's registers
-        self._emulating = False
         self._table_writes: list[tuple[int, int]] | None = None  # offset in RAM and old value, while one is carried out
         self._exits = ExitCounters()
         self._reason = ""
@@ -270,9 +269,10 @@ class TrapEngine(GuestMode):
         return None
 
     def _deliver_fault(self, fault: GuestFault, eip: int) -> Stop | None:
-        if self._emulating and not isinstance(fault, FpuFrozen):
-            return self._reflect(fault, eip)
-        return super()._deliver_fault(fault, eip)
+        # Outside guest mode: an instruction that the VMM emulates, or a trap that its task switch has left pending.
+        if self.policy.active or isinstance(fault, FpuFrozen):
+            return super()._deliver_fault(fault, eip)
+        return self._reflect(fault, eip)
 
     def _reflect(self, fault: GuestFault, eip: int) -> Stop | None:
         """Have the guest meet its own exception, or stop if that is caught."""
@@ -281,10 +281,17 @@ class TrapEngine(GuestMode):
         self._note_exception(fault)
         state = self._cpu.state
         state.eip = eip if fault.return_eip is None else fault.return_eip
-        if isinstance(fault, PageFault):
-            self.vmcb.cr2 = state.cr2 = fault.linear
+        self._tell_where(fault)
         self._inject_event(Event(fault.vector, EventType.EXCEPTION, fault.error_code))
         return None
+
+    def _tell_where(self, fault: GuestFault) -> None:
+        """What injection leaves to the VMM: CR2 and DR6."""
+        state = self._cpu.state
+        if isinstance(fault, PageFault):
+            self.vmcb.cr2 = state.cr2 = fault.linear
+        elif isinstance(fault, DebugFault):
+            self.vmcb.dr6 = state.dr[6]
 
     def _go_on_delivering(self, fault: GuestFault) -> Stop | None:
         """The delivery of an event raised an exception: that one is next, or a double fault, or nothing is."""
@@ -298,8 +305,7 @@ class TrapEngine(GuestMode):
         bits = encode(delivery)
         event = Event.decode(bits)
         assert event is not None
-        if event.vector == Vector.PF and isinstance(fault, PageFault):
-            self.vmcb.cr2 = self._cpu.state.cr2 = fault.linear
+        self._tell_where(fault)  # also where a double fault takes the place of a page fault
         self._inject_event(event)
         return None
 
@@ -329,11 +335,7 @@ class TrapEngine(GuestMode):
 
     def _emulate(self, block: Vmcb) -> Stop | None:
         """Execute the guest's next instruction in the VMM's own emulator."""
-        self._emulating = True
-        try:
-            stop = self._execute_one(check_breakpoints=False)
-        finally:
-            self._emulating = False
+        stop = self._execute_one(check_breakpoints=False)
         self._write_back(block)
         return stop
 
