@@ -401,7 +401,8 @@ class BinaryTranslator(Interpreter):
             return self._leave_routine(space, limit_icount, at, host, write=write)
         fragment = self._store.index.at(at)
         assert fragment is not None, "a fault outside every fragment"
-        repetition = fragment.repetitions.get(at)
+        unit = fragment.unit
+        repetition = unit.repetitions.get(at - fragment.start)
         if repetition is not None:
             narrowstrings.recover(repetition, tc.state)
         index = fragment.index_at(at)
@@ -409,22 +410,22 @@ class BinaryTranslator(Interpreter):
         is_access = is_access and 0 <= linear <= MASK32
         can_fill = is_access and not tc.is_budget_guard(host) and not self._is_late()
         if can_fill and self._windows.fill(linear, write=write):
-            return fragment.hosts[index]
+            return fragment.start + unit.hosts[index]
         retired = max(index, 0)
-        quads[stateblock.BUDGET] += fragment.charged - retired
-        words[stateblock.SHADOW] = fragment.shadows.get(index, SHADOW_NONE)
-        words[Gpr.ESP] = (words[Gpr.ESP] + fragment.stack_offsets.get(index, 0)) & MASK32
-        self._sync(limit_icount, fragment.eips[retired])
-        if fragment.spans:
-            recover(fragment.spans, retired, self._cpu.state)
-        if index in fragment.faulting_in_order:
+        quads[stateblock.BUDGET] += unit.charged - retired
+        words[stateblock.SHADOW] = unit.shadows.get(index, SHADOW_NONE)
+        words[Gpr.ESP] = (words[Gpr.ESP] + unit.stack_offsets.get(index, 0)) & MASK32
+        self._sync(limit_icount, unit.eips[retired])
+        if unit.spans:
+            recover(unit.spans, retired, self._cpu.state)
+        if index in unit.faulting_in_order:
             if words[stateblock.FAULT_SIGNAL * 2] == signal.SIGFPE and not quads[stateblock.FAULT_TRAP]:
                 raise GuestFault(Vector.DE)
             # A fault close to the beginning of a page may be of an access that begins in the page before.
             if can_fill and self._windows.refusal is Refusal.PAGE_FAULT and linear & 0xFFF >= _LONGEST_ACCESS_BYTES:
                 walk(self._cpu.memory, space.window.paging, linear, write=write, user=space.mode.user)
         is_habit = is_access and not tc.is_budget_guard(host) and self._windows.refusal in _HABITS
-        if is_habit and self._culprits.fault(fragment, fragment.eips[retired]):
+        if is_habit and self._culprits.fault(fragment, unit.eips[retired]):
             self._store.drop_fragment(fragment)
         self._count("budget exits" if tc.is_budget_guard(host) else "faults interpreted")
         return None

@@ -63,8 +63,8 @@ def _show_fragment(guest: GuestTarget, translations: Translations, fragment: Fra
     yield (
         f"fragment for {fragment.eip:#010x} in page {fragment.ram_page << PAGE_SHIFT:#x} of RAM, "
         f"CPL {3 if fragment.mode.user else 0}\n"
-        f"  {fragment.charged} instructions, {fragment.guest_bytes} bytes; {size_bytes} bytes of host code, TC offset "
-        f"{fragment.start:#x}\n"
+        f"  {fragment.unit.charged} instructions, {fragment.guest_bytes} bytes; {size_bytes} bytes of host code, "
+        f"TC offset {fragment.start:#x}\n"
         f"  {_plural(translations.chains_to(fragment), 'direct branch leads', 'direct branches lead')} to it; "
         "executions are not counted\n"
     )

@@ -227,7 +227,7 @@ class Culprits:
         """A fragment is there; if an adapted instruction is in it, it goes when that reverts."""
         page = self._by_page.get(fragment.ram_page)
         if page:
-            for eip in fragment.eips:
+            for eip in fragment.unit.eips:
                 culprit = page.get(eip)
                 if culprit is not None and culprit.is_adapted:
                     culprit.fragments.append(fragment)

@@ -6,52 +6,41 @@ It must not know how code is emitted or run.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from vmm.native.fpupointers import Span
 from vmm.native.modes import Mode
-from vmm.native.unit import Repetition
+from vmm.native.unit import Unit
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Fragment:
-    """The translation of one TU.
+    """The translation of one TU, where it stands in the TC.
 
     Attributes:
         mode: what it was translated for.
-        eip: guest address of its first instruction.
+        unit: its instructions and their code.
         ram_page: the page of RAM that its instructions are in.
         start: offset of its code in the TC.
-        guest_bytes: length of the instructions.
-        hosts: offset in the TC at which each guest instruction begins, ascending.
-        eips: guest address of each, and of what follows.
-        charged: instructions charged to the budget when it is entered.
-        end: offset in the TC behind its code.
-        shadows: what holds events off before an instruction, by its number: SHADOW_*, left out where nothing does.
-        spans: pointers of x87 instructions that are not stored at once.
-        stack_offsets: as of `Unit`.
-        faulting_in_order: numbers of the instructions that meet page faults where and as the interpreter would.
-        repetitions: string instructions after whose faults registers have to be made good, by offset in the TC.
+        guest_bytes: length of the instructions that it stands for.
         loads: offsets in its page of immediate operands that it reads where they stand, 4 bytes each.
     """
 
     mode: Mode
-    eip: int
+    unit: Unit
     ram_page: int
     start: int
     guest_bytes: int
-    hosts: list[int]
-    eips: list[int]
-    charged: int
-    end: int = 0
-    shadows: Mapping[int, int] = field(default_factory=dict)
-    spans: tuple[Span, ...] = ()
-    stack_offsets: Mapping[int, int] = field(default_factory=dict)
-    faulting_in_order: AbstractSet[int] = frozenset()
-    repetitions: Mapping[int, Repetition] = field(default_factory=dict)
     loads: tuple[int, ...] = ()
+
+    @property
+    def eip(self) -> int:
+        """Guest address of its first instruction."""
+        return self.unit.eip
+
+    @property
+    def end(self) -> int:
+        """Offset in the TC behind its code."""
+        return self.start + len(self.unit.code)
 
     @property
     def linear(self) -> int:
@@ -74,13 +63,15 @@ class Fragment:
     def instructions_in(self, first: int, end: int) -> list[tuple[int, int]]:
         """The instructions with bytes from offset `first` to before `end` of the page: guest address, offset behind."""
         last = self.first + self.guest_bytes
-        starts = sorted({(self.first + eip - self.eip, eip) for eip in self.eips if self.first + eip - self.eip < last})
+        starts = sorted(
+            {(self.first + eip - self.eip, eip) for eip in self.unit.eips if self.first + eip - self.eip < last}
+        )
         ends = [at for at, _ in starts[1:]] + [last]
         return [(eip, after) for (at, eip), after in zip(starts, ends, strict=True) if at < end and first < after]
 
     def index_at(self, offset: int) -> int:
         """Which guest instruction the code at `offset` belongs to; -1 before the first."""
-        return bisect_right(self.hosts, offset) - 1
+        return bisect_right(self.unit.hosts, offset - self.start) - 1
 
 
 @dataclass(slots=True)

@@ -88,25 +88,32 @@ class FragmentStore:
         if eip > space.mode.code_limit:
             return None
         linear = space.mode.linear(eip)
-        physical = cpu.mmu.translate(linear, write=False, user=cpu.mmu.user)
-        at = cpu.memory.ram_address(physical)
-        if at < 0:
-            return None
-        ram_page = at >> PAGE_SHIFT
+        ram_page = space.window.ram_page(linear >> PAGE_SHIFT)
+        if ram_page < 0:
+            self._spaces.windows.fill(linear, write=False, window=space.window)
+            ram_page = space.window.ram_page(linear >> PAGE_SHIFT)
+        if ram_page < 0:
+            at = cpu.memory.ram_address(cpu.mmu.translate(linear, write=False, user=cpu.mmu.user))
+            if at < 0:
+                return None
+            ram_page = at >> PAGE_SHIFT
         fragment = self.index.by_address.get((space.mode, ram_page, eip))
         if fragment is None:
-            fragment = self._translate(space.mode, eip, at)
-        self._spaces.windows.fill(linear, write=False, window=space.window)
-        landings = self.landings.get(ram_page, {})
-        if linear >> PAGE_SHIFT in space.table.entries:
-            space.table.set(eip, landings.get((space.mode, eip), fragment.start))
-        else:
-            # A new address space meets a page that others have run: what is known of it need not be missed one by one.
-            for known in self.index.pages[ram_page]:
-                same_page = space.mode.linear(known.eip) >> PAGE_SHIFT == linear >> PAGE_SHIFT
-                if known.mode is space.mode and same_page:
-                    space.table.set(known.eip, landings.get((space.mode, known.eip), known.start))
+            fragment = self._translate(space.mode, eip, ram_page << PAGE_SHIFT | linear & 0xFFF)
+        if space.window.ram_page(linear >> PAGE_SHIFT) == ram_page:  # else nobody would clear the entry
+            self._enter(space, fragment, linear >> PAGE_SHIFT)
         return fragment.start
+
+    def _enter(self, space: Space, fragment: Fragment, page: int) -> None:
+        """Let jumps to a fragment's address find it; to all known ones of the page if it is the first of them.
+
+        A new address space meets a page that others have run: what is known of it need not be missed one by one.
+        """
+        table, landings = space.table, self.landings.get(fragment.ram_page, {})
+        others = () if page in table.entries else self.index.pages[fragment.ram_page]
+        for each in (fragment, *others):
+            if each.mode is space.mode and space.mode.linear(each.eip) >> PAGE_SHIFT == page:
+                table.set(each.eip, landings.get((space.mode, each.eip), each.start))
 
     def _translate(self, mode: Mode, eip: int, at: int) -> Fragment:
         tc, memory = self._tc, self._cpu.memory
@@ -129,23 +136,9 @@ class FragmentStore:
         if self._verifier is not None:
             self._verifier.check_unit(unit)
         start = tc.place(unit.code)
-        fragment = Fragment(
-            mode,
-            eip,
-            ram_page,
-            start,
-            (unit.end_eip - eip) & MASK32 or int(not self._culprits.is_written(ram_page, eip)),
-            [start + offset for offset in unit.hosts],
-            list(unit.eips),
-            unit.charged,
-            start + len(unit.code),
-            unit.shadows,
-            unit.spans,
-            unit.stack_offsets,
-            unit.faulting_in_order,
-            {start + offset: repetition for offset, repetition in unit.repetitions.items()},
-            tuple({mode.linear(at) & 0xFFF for at in unit.loads}),
-        )
+        length_bytes = (unit.end_eip - eip) & MASK32 or int(not self._culprits.is_written(ram_page, eip))
+        loads = tuple({mode.linear(at) & 0xFFF for at in unit.loads})
+        fragment = Fragment(mode, unit, ram_page, start, length_bytes, loads)
         self.index.add(fragment)
         self._culprits.translated(fragment)
         for head in self._diverted.pop((mode, ram_page, eip), ()):

@@ -118,7 +118,8 @@ class Translations:
             fragment: what to list.
             guest: the bytes at its address, to the end of the last instruction.
         """
-        bounds = [fragment.start, *fragment.hosts, fragment.end]
+        unit = fragment.unit
+        bounds = [fragment.start, *(fragment.start + at for at in unit.hosts), fragment.end]
         host = list(self._host_lines(fragment))
         starts = [line.offset for line in host]
         texts = _guest_texts(fragment.mode, fragment.eip, guest)
@@ -126,10 +127,10 @@ class Translations:
         def between(low: int, high: int) -> tuple[HostLine, ...]:
             return tuple(host[bisect_right(starts, low - 1) : bisect_right(starts, high - 1)])
 
-        yield GuestLine(None, f"charge {fragment.charged}", between(bounds[0], bounds[1]))
-        for index, eip in enumerate(fragment.eips[: len(fragment.hosts)]):
+        yield GuestLine(None, f"charge {unit.charged}", between(bounds[0], bounds[1]))
+        for index, eip in enumerate(unit.eips[: len(unit.hosts)]):
             text = texts.get(eip, "")
-            if index >= fragment.charged:
+            if index >= unit.charged:
                 text = f"{text} (interpreted)".lstrip()
             yield GuestLine(eip, text, between(bounds[index + 1], bounds[index + 2]))
 

@@ -58,6 +58,13 @@ class Window:
         region = self.regions.get(page >> self.region_shift - PAGE_SHIFT)
         return UNMAPPED if region is None else region.kinds[page - region.first_page]
 
+    def ram_page(self, page: int) -> int:
+        """The page of RAM that a linear page is mapped to; -1 if it is not."""
+        region = self.regions.get(page >> self.region_shift - PAGE_SHIFT)
+        if region is None or not region.kinds[page - region.first_page]:
+            return -1
+        return region.ram_pages[page - region.first_page]
+
 
 class MappingLedger:
     """How many host mappings the windows of the process take at most."""

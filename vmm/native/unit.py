@@ -80,12 +80,12 @@ class Unit:
         end_eip: the highest address after an instruction.
         charged: instructions that retire if the end is reached.
         landings: offset in `code` of what follows a CALL, and the return address that it stands for.
-        shadows: as of `Fragment`.
+        shadows: what holds events off before an instruction, by its number: SHADOW_*, left out where nothing does.
         spans: what x87 instructions leave behind and is not stored at once.
         floating: it has instructions that need the guest's FPU state.
         stack_offsets: by number, before which instructions guest ESP is not what R12D holds, but that plus so much.
-        faulting_in_order: as of `Fragment`.
-        repetitions: by offset in `code`.
+        faulting_in_order: numbers of the instructions that meet page faults where and as the interpreter would.
+        repetitions: string instructions after whose faults registers have to be made good, by offset in `code`.
         loads: guest addresses of immediate operands that are read where they stand.
     """
 
@@ -118,14 +118,14 @@ class Draft:
         hosts, eips: as of `Unit`.
         links: branches to be chained.
         landings: as of `Unit`.
-        shadows: as of `Fragment`.
+        shadows: as of `Unit`.
         is_complete: no instruction may follow.
         goes_round: what follows is the first instruction again.
         pointers: what x87 instructions leave behind.
         gates: those of the FPU that this TU has passed.
         stack_offset: guest ESP is R12D plus this: pushes and pops in a row move R12D once.
         stack_offsets: as of `Unit`.
-        faulting_in_order: as of `Fragment`.
+        faulting_in_order: as of `Unit`.
         repetitions: as of `Unit`.
         patched: instructions whose immediate operand changes.
         loads: as of `Unit`.

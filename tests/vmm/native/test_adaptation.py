@@ -18,12 +18,19 @@ from vmm.native.adaptation import (
 )
 from vmm.native.fragments import Fragment
 from vmm.native.modes import Mode
+from vmm.native.unit import Unit
 
 EIP = 0x1_2345
 
 
 def fragment(ram_page: int = 7, *eips: int) -> Fragment:
-    return Fragment(Mode(user=False), 0x1_2340, ram_page, 0, 16, [0, 8], list(eips or (0x1_2340, EIP)), 1)
+    return placed(Mode(user=False), ram_page, 16, eips or (0x1_2340, EIP))
+
+
+def placed(mode: Mode, ram_page: int, guest_bytes: int, eips: tuple[int, ...]) -> Fragment:
+    """The fragment of some instructions that nothing is asked about but where they are."""
+    unit = Unit(eips[0], b"", (0, 8)[: len(eips)], eips, eips[0] + guest_bytes, 1, (), {})
+    return Fragment(mode, unit, ram_page, 0, guest_bytes)
 
 
 def adapt(culprits: Culprits) -> int:
@@ -170,7 +177,7 @@ class TestCulprits:
 
     def test_of_five_bytes_the_last_four_are_read_first(self) -> None:
         culprits = Culprits()
-        short = Fragment(Mode(user=False), EIP, 7, 0, 5, [0], [EIP], 1)
+        short = placed(Mode(user=False), 7, 5, (EIP,))
         for _ in range(INSTRUCTION_WRITES):
             assert culprits.loaded(7) == frozenset()
             culprits.write(short, 0x346, 0x34A)
@@ -192,7 +199,7 @@ class TestCulprits:
 
     def test_code_whose_base_is_no_page(self) -> None:
         culprits = Culprits()
-        real = Fragment(Mode(user=False, code_base=0x7_1230), 0x10, 0x71, 0, 4, [0, 8], [0x10, 0x12], 1)
+        real = placed(Mode(user=False, code_base=0x7_1230), 0x71, 4, (0x10, 0x12))
         for _ in range(INSTRUCTION_WRITES):
             culprits.write(real, 0x243, 0x244)
         assert culprits.adapted(0x71) == {0x12}

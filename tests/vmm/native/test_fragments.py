@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from vmm.native.fragments import Fragment, FragmentIndex
 from vmm.native.modes import Mode
+from vmm.native.unit import Unit
 
 KERNEL = Mode(user=False)
 
 
 def fragment(eip: int, ram_page: int, start: int, *, guest_bytes: int = 8, insns: int = 3) -> Fragment:
-    hosts = [start + 18 + 10 * number for number in range(insns)]
-    eips = [eip + 2 * number for number in range(insns)]
-    return Fragment(KERNEL, eip, ram_page, start, guest_bytes, hosts, eips, insns, start + 100)
+    hosts = tuple(18 + 10 * number for number in range(insns))
+    eips = tuple(eip + 2 * number for number in range(insns))
+    unit = Unit(eip, bytes(100), hosts, eips, eip + guest_bytes, insns, (), {})
+    return Fragment(KERNEL, unit, ram_page, start, guest_bytes)
 
 
 class TestFragment:
