@@ -261,9 +261,10 @@ class BinaryTranslator(Interpreter):
         return super()._deliver_software(event, eip, next_eip)
 
     def _pending(self) -> int:
-        """Not 0 if emitted code must not enable interrupts, return from one or execute INT n by itself."""
+        """Not 0 if emitted code must not enable interrupts, return to where they are, or execute INT n by itself."""
         cpu = self._cpu
-        return int(bool(cpu.lines.attention or cpu.state.nmi_blocked or self._debug.catch_software))
+        other = cpu.state.nmi_blocked or self._debug.catch_software
+        return stateblock.PENDING_OTHER * bool(other) | stateblock.PENDING_INTERRUPT * bool(cpu.lines.attention)
 
     def _run_emitted_code(self, limit_icount: int, mode: Mode) -> bool:
         """Run from EIP on in the TC, until an instruction is to be interpreted; it is at EIP then.

@@ -434,3 +434,62 @@ class TestFromOutside:
                 twins.each(lambda bare: bare.memory.store(WINDOW, 4, 5))
                 twins.each(lambda bare: bare.memory.store(PAGE_DIRECTORY, 4, PAGE_TABLE | 7))
                 twins.each(lambda bare: set_page(bare, WINDOW, 0x5_0007 if bare.state.gpr[ECX] & 1 else 0x5_1007))
+
+
+class TestBitStrings:
+    """A bit in memory by an index in a register, which reaches 256 MiB to either side, and around 4 GiB."""
+
+    SOURCE = """
+        mov ebp, 0x51000
+        1: inc ecx
+        imul eax, ecx, 0x9e3779b1
+        sar eax, 15
+        {name} [ebp + 4], eax
+        setc dl
+        adc ebx, 0
+        mov esi, esp
+        {name} [0x51000], esp
+        {name} [ebp + ecx * 4 - 0x100], ecx
+        adc ebx, edx
+        jmp 1b
+    """
+
+    @pytest.mark.parametrize("name", ["bt", "bts", "btr", "btc"])
+    def test_bits_anywhere_in_memory(self, name: str) -> None:
+        def prepare(bare: Bare) -> None:
+            map_low_memory(bare)
+            bare.memory.write(0x4_0000, bytes(range(256)) * 0x200)
+
+        with Twins(self.SOURCE.format(name=name), prepare) as twins:
+            twins.run(2000, STEPS)
+            assert twins.reference.state.gpr[EBX] > 50
+            assert int(twins.count(f"callouts of {name}")) < 20
+
+    @pytest.mark.parametrize("name", ["bt", "bts"])
+    @pytest.mark.parametrize("rights", [0, 5])
+    def test_faults_leave_the_flags_alone(self, name: str, rights: int) -> None:
+        """Not present, or read-only with CR0.WP: the handler finds CF as it was, and the error code of a write."""
+
+        def prepare(bare: Bare) -> None:
+            map_low_memory(bare)
+            set_page(bare, WINDOW, 0x5_0000 | rights)
+            bare.memory.write(0x5_0000, bytes(range(7, 256)))
+            handler = "pop eax\nadd edi, eax\nadd dword ptr [esp], 4\nmov eax, [esp + 8]\nxor edi, eax\niretd"
+            set_handler(bare, Vector.PF, assemble(handler))
+
+        source = f"""
+            mov eax, cr0
+            or eax, 0x10000
+            mov cr0, eax
+            mov ebp, {WINDOW - 0x100:#x}
+            1: inc ecx
+            imul edx, ecx, 37
+            and edx, 0xfff
+            bt ecx, 3
+            {name} [ebp], edx
+            adc ebx, 0
+            jmp 1b
+        """
+        with Twins(source, prepare) as twins:
+            twins.run(3000, STEPS)
+            assert twins.reference.state.gpr[EBX] > 50

@@ -5,7 +5,7 @@ They must not know fragments or engines.
 
 from __future__ import annotations
 
-from machine.flags import AC, ID, IOPL, NT, RF, TF, VIF, VIP, VM
+from machine.flags import AC, ID, IF, IOPL, NT, RF, TF, VIF, VIP, VM
 from machine.state import CS, DS, ES, SS
 from vmm.native.operands import (
     EAX,
@@ -31,7 +31,7 @@ from vmm.native.routine import (
     Routine,
     linear,
 )
-from vmm.native.stateblock import field, word
+from vmm.native.stateblock import PENDING_OTHER, field, word
 
 _GATE_FIXED = 0x9F00 & ~0x0100  # P, S and type without the bit that tells trap from interrupt gates
 _GATE_32 = 0x8E00
@@ -148,8 +148,7 @@ def emit_iret(writer: Routine) -> None:
     writer.unless("e")
     emit("test", field("system_flags"), NT | VIF | VIP | AC)
     writer.unless("e")
-    emit("cmp", field("pending"), 0)
-    writer.unless("e")
+    _emit_check_pending(writer)
     emit("mov", word("segments_new", 0), EAX)
     emit("mov", ECX, field("system_flags"))
     emit("and", ECX, IOPL)
@@ -223,6 +222,19 @@ def emit_iret(writer: Routine) -> None:
     _emit_load_flags(writer, with_iopl=False)
     writer.go_on()
     writer.fail()
+
+
+def _emit_check_pending(writer: Routine) -> None:
+    """Fail if something waits for this IRET: the end of an NMI's handler, or IF in the image that EAX holds."""
+    emit = writer.emit
+    nothing = Label()
+    emit("cmp", field("pending"), 0)
+    emit("je", nothing)
+    emit("test", field("pending"), PENDING_OTHER)
+    writer.unless("e")
+    emit("test", EAX, IF)
+    writer.unless("e")
+    writer.asm.bind(nothing)
 
 
 def _emit_load_flags(writer: Routine, *, with_iopl: bool) -> None:

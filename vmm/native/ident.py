@@ -13,7 +13,7 @@ from machine.instructions.operands import CONDITION_NAMES
 from vmm.blocks import PREFIXES
 from vmm.native import guest, segmented
 from vmm.native.assembler import modrm
-from vmm.native.operands import R8D, R9D, Memory
+from vmm.native.operands import R8D, R9D, Memory, address
 from vmm.native.operands import Register as HostRegister
 from vmm.native.shapes import Shape, shape_of
 from vmm.native.unit import Draft
@@ -33,6 +33,7 @@ _MOFFS = {b"\xa0": b"\x8a", b"\xa1": b"\x8b", b"\xa2": b"\x88", b"\xa3": b"\x89"
 # Operations between a byte in memory and one in a register, without TEST and XCHG: ModRM.reg is the register.
 _BYTE_OPERATIONS = frozenset({*range(0x00, 0x40, 8), *range(0x02, 0x40, 8), 0x88, 0x8A})
 _ALIAS_OF_80 = b"\x82"
+_BIT_OPERATIONS = {Mnemonic.BTS: "bts", Mnemonic.BTR: "btr", Mnemonic.BTC: "btc"}
 _SHORT_INC = frozenset({Code.INC_R16, Code.INC_R32})
 _SHORT_DEC = frozenset({Code.DEC_R16, Code.DEC_R32})
 
@@ -48,7 +49,7 @@ def emit_ident(draft: Draft, instruction: Instruction, raw: bytes, decoder: Deco
         return False
     has_memory = guest.has_memory(instruction)
     if has_memory and shape.bit_string and instruction.op1_kind == OpKind.REGISTER:
-        return False  # the bit index reaches beyond the operand, modulo 4 GiB
+        return _emit_bit_string(draft, instruction)
     rex, high = _extension(instruction, shape)
     is_lea = instruction.mnemonic == Mnemonic.LEA
     if is_lea and not guest.has_wide_address(instruction):
@@ -78,6 +79,35 @@ def emit_ident(draft: Draft, instruction: Instruction, raw: bytes, decoder: Deco
     if rex:
         out.append(0x40 | rex)
     draft.asm.raw(bytes(out) + opcode + rest)
+    return True
+
+
+def _emit_bit_string(draft: Draft, instruction: Instruction) -> bool:
+    """BT, BTS, BTR, BTC with the index in a register, which reaches beyond the operand, modulo 4 GiB.
+
+    R8D = address + 4 * (index >> 5); BT: R9D = [R8]; op R9D, index
+    Others: [R8] = ~[R8], the one access that can fault, as a write should, without flags; R9D = ~[R8]; op R9D, index;
+        [R8] = R9D
+    """
+    operand = guest.memory(instruction)
+    if operand is None or operand.bits != 32 or not draft.mode.is_plain or not guest.is_flat(instruction):
+        return False
+    emit = draft.asm.emit
+    index = guest.register(instruction.op1_register)
+    emit("lea", R8D, replace(operand, bits=0, gs=False))
+    emit("mov", R9D, 5)
+    emit("sarx", R9D, index, R9D)
+    emit("lea", R8D, address(R8D, index=R9D, scale=4))
+    place = Memory(32, R8D, gs=True)
+    if instruction.mnemonic == Mnemonic.BT:
+        emit("mov", R9D, place)
+        emit("bt", R9D, index)
+        return True
+    emit("not", place)
+    emit("mov", R9D, place)
+    emit("not", R9D)
+    emit(_BIT_OPERATIONS[instruction.mnemonic], R9D, index)
+    emit("mov", place, R9D)
     return True
 
 

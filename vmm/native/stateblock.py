@@ -38,7 +38,7 @@ _FIELDS = (
     ("sysenter_cs", 4),
     ("sysenter_esp", 4),
     ("sysenter_eip", 4),
-    ("pending", 4),  # not 0: with IF set, something is to be delivered; a debugger catches INT n; NMIs are blocked
+    ("pending", 4),  # PENDING_*: what emitted code must not pass by
     ("shadow", 4),  # what the instruction before a callout holds off: SHADOW_*
     ("routine_eip", 4),  # of the instruction that a routine carries out
     ("routine_next", 4),  # of the one behind it
@@ -186,6 +186,8 @@ CR0 = OFFSETS["cr0"] // 4
 CR3 = OFFSETS["cr3"] // 4
 SHADOW = OFFSETS["shadow"] // 4
 PENDING = OFFSETS["pending"] // 4
+PENDING_INTERRUPT = 1  # something is to be delivered once IF is set
+PENDING_OTHER = 2  # a debugger catches INT n, or NMIs are blocked until an IRET
 ROUTINE_EIP = OFFSETS["routine_eip"] // 4
 ROUTINE_REGISTERS = OFFSETS["routine_registers"] // 4
 ROUTINE_STATUS = OFFSETS["routine_status"] // 4

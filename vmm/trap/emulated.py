@@ -18,6 +18,7 @@ from machine.memory import PAGE_SHIFT, READ_ONLY
 from machine.paging import DIRTY, RW, entries
 from machine.state import CR0_PG, SHADOW_MOV_SS
 from vmm.bt import BinaryTranslator
+from vmm.native import stateblock
 from vmm.native.adaptation import Culprits
 from vmm.native.fragments import Fragment
 from vmm.native.regions import READABLE, UNMAPPED, WRITABLE
@@ -343,7 +344,7 @@ class GuestMode(BinaryTranslator):
         return super()._interpret(limit_icount)
 
     def _pending(self) -> int:
-        return super()._pending() or int(bool(self._virtual_interrupt))
+        return super()._pending() | stateblock.PENDING_INTERRUPT * bool(self._virtual_interrupt)
 
     def _is_interrupted(self, limit_icount: int) -> bool:
         return bool(self._virtual_interrupt) or super()._is_interrupted(limit_icount)

@@ -89,8 +89,8 @@ def test_every_encoding(name: str, tc: TranslationCache) -> None:
             assert is_callout(case), str(case)
             continue
         emitted += 1
-        if 0x82 in case.code[:2]:
-            continue  # the host raises SIGILL, and the interpreter does it
+        if 0x82 in case.code[:2] or is_bit_string(case):
+            continue  # the host raises SIGILL, and the interpreter does it; several instructions, see test_bt_memory
         decoded = list(Decoder(64, code))
         assert len(decoded) == 1, f"{case}: {code.hex(' ')}"
         assert_same(case.instruction, decoded[0])
@@ -103,8 +103,14 @@ def is_callout(case: Case) -> bool:
     used = registers(instruction)
     if _HIGH & {*used} and _STACK & {*used}:
         return True  # a REX prefix would make SPL of AH
-    is_bit_string = instruction.mnemonic in (Mnemonic.BT, Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC)
-    return is_bit_string and instruction.op0_kind == OpKind.MEMORY and instruction.op1_kind == OpKind.REGISTER
+    return is_bit_string(case)
+
+
+def is_bit_string(case: Case) -> bool:
+    """An index in a register, of a bit in memory, which may be far from the operand."""
+    instruction = case.instruction
+    is_bit_operation = instruction.mnemonic in (Mnemonic.BT, Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC)
+    return is_bit_operation and instruction.op0_kind == OpKind.MEMORY and instruction.op1_kind == OpKind.REGISTER
 
 
 @pytest.mark.parametrize(
