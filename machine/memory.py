@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 PAGE_BYTES = 4096
@@ -23,6 +23,7 @@ READ_ONLY = 8  # ROM: writes are dropped
 
 HOLE_FIRST = 0xA_0000  # the PC hole: VGA, option ROMs, BIOS
 HOLE_LAST = 0xF_FFFF
+HOLE_PAGES = HOLE_LAST + 1 - HOLE_FIRST >> PAGE_SHIFT
 ROM_ALIAS_END = 1 << 32  # the BIOS ROM ends at 1 MiB and again at 4 GiB
 RAM_LIMIT_BYTES = 0xE000_0000  # above it a PC keeps PCI and ROM
 
@@ -49,10 +50,11 @@ class PhysicalMemory:
     """The physical address space.
 
     Attributes:
-        ram_fd: the memfd; byte N of it is physical byte N, holes included (and unused).
+        ram_fd: the memfd; byte N of it is physical byte N, but for the PC hole, where it has ROM and memory of devices.
         ram: its mapping.
         ram_bytes: size of RAM, a multiple of 4096, at least 1 MiB.
         page_flags: one byte of flags for each page of `ram`.
+        map_observers: called after something else has begun to answer at some addresses.
         other_accesses: how many so far did not go to plain RAM: of devices, of nothing, and writes to flagged pages.
     """
 
@@ -69,24 +71,32 @@ class PhysicalMemory:
         self.page_flags = bytearray(ram_bytes >> PAGE_SHIFT)
         self.write_observers: list[WriteObserver] = []
         self.flag_observers: list[Callable[[int], None]] = []
-        self.a20_observers: list[Callable[[], None]] = []
+        self.map_observers: list[Callable[[], None]] = []
         self.other_accesses = 0
         self._a20_mask = (1 << 64) - 1
         self._devices: list[tuple[int, int, MemoryDevice]] = []
         self._rom_first = HOLE_LAST + 1
+        # By page of the PC hole: the offset in `ram` that answers, or -1; and what is so of memory of devices.
+        self._hole = [-1] * HOLE_PAGES
+        self._exposed = [-1] * HOLE_PAGES
+        self._intercepts_devices = False
+        self._lent: list[memoryview] = []
 
     def close(self) -> None:
         """Give the memory back to the host; the object is of no use afterwards."""
+        for view in self._lent:
+            view.release()
         self.ram8.release()
         self.ram.close()
         self._close_descriptor()
 
     def clear(self) -> None:
-        """Zero RAM and unload ROM, as after power-up; device windows stay."""
+        """Zero RAM and memory of devices, and unload ROM, as after power-up; device windows stay."""
         os.ftruncate(self.ram_fd, 0)
         os.ftruncate(self.ram_fd, self.ram_bytes)
         self.page_flags[:] = bytes(len(self.page_flags))
         self._rom_first = HOLE_LAST + 1
+        self._map_hole()
 
     @property
     def a20_enabled(self) -> bool:
@@ -98,8 +108,11 @@ class PhysicalMemory:
         mask = (1 << 64) - 1 if enabled else ~MIB & ((1 << 64) - 1)
         if mask != self._a20_mask:
             self._a20_mask = mask
-            for observer in self.a20_observers:
-                observer()
+            self._tell_mapped()
+
+    def _tell_mapped(self) -> None:
+        for observer in self.map_observers:
+            observer()
 
     def flag_page(self, ram_page: int, flag: int) -> None:
         """Set a flag of a page; whoever caches the right to write to it is told, unless another flag forbids that."""
@@ -116,6 +129,43 @@ class PhysicalMemory:
             raise ValueError(message)
         self._devices.append((first, first + length, device))
 
+    def lend(self, first: int, length: int) -> memoryview:
+        """The bytes of `ram` at an address in the PC hole, for a device that has memory; gone when this is closed."""
+        view = self.ram8[first : first + length]
+        self._lent.append(view)
+        return view
+
+    def expose(self, places: Mapping[int, int]) -> None:
+        """Say where in the PC hole memory of devices is plain memory now, so that no access need reach the device.
+
+        Args:
+            places: offset in `ram` by physical address, for each such page; both are addresses in the hole.
+        """
+        exposed = [places.get(HOLE_FIRST + (page << PAGE_SHIFT), -1) for page in range(HOLE_PAGES)]
+        if exposed != self._exposed:
+            self._exposed = exposed
+            self._map_hole()
+            if not self._intercepts_devices:
+                self._tell_mapped()
+
+    @property
+    def intercepts_devices(self) -> bool:
+        """True: memory of devices is never plain memory, for an engine whose VMM looks at each access to a device."""
+        return self._intercepts_devices
+
+    @intercepts_devices.setter
+    def intercepts_devices(self, intercepts: bool) -> None:
+        if intercepts != self._intercepts_devices:
+            self._intercepts_devices = intercepts
+            self._map_hole()
+            self._tell_mapped()
+
+    def _map_hole(self) -> None:
+        hole = [-1] * HOLE_PAGES if self._intercepts_devices else [*self._exposed]
+        first = self._rom_first - HOLE_FIRST >> PAGE_SHIFT
+        hole[first:] = range(self._rom_first, HOLE_LAST + 1, PAGE_BYTES)
+        self._hole = hole
+
     def map_rom(self, data: bytes) -> None:
         """Put a BIOS of whole pages so that it ends at 1 MiB, and at 4 GiB."""
         if len(data) % PAGE_BYTES or len(data) > 128 << 10:
@@ -126,14 +176,15 @@ class PhysicalMemory:
         for page in range(first >> PAGE_SHIFT, (HOLE_LAST + 1) >> PAGE_SHIFT):
             self.page_flags[page] = READ_ONLY
         self._rom_first = first
+        self._map_hole()
 
     def ram_address(self, physical: int) -> int:
         """The offset in `ram` that answers at `physical`, A20 applied; -1 if a device or nothing does."""
         physical &= self._a20_mask
         if physical < HOLE_FIRST or HOLE_LAST < physical < self.ram_bytes:
             return physical
-        if self._rom_first <= physical <= HOLE_LAST:
-            return physical
+        if physical <= HOLE_LAST:
+            return self._hole[physical - HOLE_FIRST >> PAGE_SHIFT] | physical & 0xFFF
         if physical < ROM_ALIAS_END and physical >= ROM_ALIAS_END - (HOLE_LAST + 1 - self._rom_first):
             return physical - (ROM_ALIAS_END - (HOLE_LAST + 1))
         return -1

@@ -70,7 +70,7 @@ class Mmu:
         self.aligned_only = False
         memory.write_observers.append(self._table_written)
         memory.flag_observers.append(self._forget_writes)
-        memory.a20_observers.append(self.flush)
+        memory.map_observers.append(self.flush)
 
     def set_user(self, user: bool) -> None:
         """Accesses are from now on a user's (CPL 3) or a supervisor's."""

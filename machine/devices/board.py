@@ -109,7 +109,7 @@ class Board:
         self.port_a = system_control.PortA(self.a20, lines.request_reset)
         self.port_b = system_control.PortB(self.pit)
         self.reset_control = system_control.ResetControl(lines.request_reset)
-        self.vga = vga.Vga(clock)
+        self.vga = vga.Vga(clock, memory)
         self.pci = pci.Pci()
         self.fw_cfg = fw_cfg.FwCfg(_fw_cfg_items(memory, options))
         self.dma = dma.Dma()

@@ -60,8 +60,8 @@ class Timer:
 class Device:
     """Base of the devices: state is what the attributes in `_saved` hold.
 
-    Such an attribute is an int, bool, bytes, bytearray, a list of ints, a `Timer`, or another `Device`; the snapshot
-    has plain values for them (a bytearray as bytes, a timer as a list, a device as a dict).
+    Such an attribute is an int, bool, bytes, bytearray, memoryview of bytes, a list of ints, a `Timer`, or another
+    `Device`; the snapshot has plain values for them (a bytearray as bytes, a timer as a list, a device as a dict).
     """
 
     _saved: ClassVar[tuple[str, ...]] = ()
@@ -84,7 +84,7 @@ class Device:
             value = getattr(self, name)
             if isinstance(value, Device | Timer):
                 state[name] = value.snapshot()
-            elif isinstance(value, bytearray):
+            elif isinstance(value, bytearray | memoryview):
                 state[name] = bytes(value)
             elif isinstance(value, list):
                 state[name] = list(value)
@@ -110,7 +110,7 @@ class Device:
         match current, value:
             case (Device(), dict()) | (Timer(), list()):
                 current.restore(value)
-            case (bytearray(), bytes()) | (list(), list()):
+            case (bytearray() | memoryview(), bytes()) | (list(), list()):
                 current[:] = value
             case (int() | bytes() | str(), _) if type(value) is type(current):
                 setattr(self, name, value)

@@ -5,8 +5,8 @@ It must not know who draws on it, nor any display of the host.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
 
 from machine.clock import Clock
 from machine.devices.device import Device
@@ -23,6 +23,7 @@ _MAX_ROWS = 100
 
 # By the memory map select of the graphics controller: first and last offset in the window that answer.
 _WINDOWS = ((0x0_0000, 0x1_FFFF), (0x0_0000, 0x0_FFFF), (0x1_0000, 0x1_7FFF), (0x1_8000, 0x1_FFFF))
+_PAGE_BYTES = 4096
 
 _MISC_COLOR = 0x01
 
@@ -100,12 +101,23 @@ class _Registers(Device):
             self.values[self.index] = value & self._masks[self.index]
 
 
+class VideoMemory(Protocol):
+    """What holds an adapter's memory: `machine.memory.PhysicalMemory`."""
+
+    def lend(self, first: int, length: int) -> memoryview:
+        """The bytes that stand for the adapter's memory."""
+
+    def expose(self, places: Mapping[int, int]) -> None:
+        """Let these bytes answer at physical addresses, page by page, without the adapter being asked."""
+
+
 class Vga(Device):
     """Text memory is plain bytes, character and attribute in turn, at B8000h or B0000h as the graphics controller says.
 
     The 64 KiB at A0000h are plain bytes as well, not planes: programs may probe and load fonts there, nothing is drawn
-    from them. After power-on the registers are as the video BIOS leaves them in mode 3. Input status 1 follows the
-    virtual time.
+    from them. So an access does nothing but read or write bytes, and the pages of the window that the graphics
+    controller has on are exposed as plain memory. After power-on the registers are as the video BIOS leaves them in
+    mode 3. Input status 1 follows the virtual time.
 
     Source: IBM VGA technical reference; the register tables of Ferraro, "Programmer's Guide to the EGA and VGA Cards".
     """
@@ -116,10 +128,11 @@ class Vga(Device):
         "dac_staged",
     )  # fmt: skip
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, memory: VideoMemory) -> None:
         self._clock = clock
-        self.text = bytearray(_TEXT_BYTES)
-        self.graphics = bytearray(_GRAPHICS_BYTES)
+        self._memory = memory
+        self.text = memory.lend(WINDOW_FIRST + WINDOW_BYTES - _TEXT_BYTES, _TEXT_BYTES)
+        self.graphics = memory.lend(WINDOW_FIRST, _GRAPHICS_BYTES)
         self.crtc = _Registers(_CRTC_MODE3, _CRTC_BITS)
         self.sequencer = _Registers(_SEQUENCER_MODE3, _SEQUENCER_BITS)
         self.graphics_controller = _Registers(_GRAPHICS_MODE3, _GRAPHICS_BITS)
@@ -150,8 +163,25 @@ class Vga(Device):
         self.dac_component = 0
         self.dac_reading = False
         self.dac_staged[:] = bytes(3)
+        self._expose()
 
-    def _locate(self, offset: int) -> tuple[bytearray, int] | None:
+    def restore(self, state: dict[str, object]) -> None:
+        """See `Device`."""
+        super().restore(state)
+        self._expose()
+
+    def _expose(self) -> None:
+        """Have the pages of the window that answer be plain memory, where the bytes lie that `_locate` finds."""
+        places = {}
+        for offset in range(0, WINDOW_BYTES, _PAGE_BYTES):
+            place = self._locate(offset)
+            if place is not None:
+                memory, at = place
+                first = WINDOW_FIRST if memory is self.graphics else WINDOW_FIRST + WINDOW_BYTES - _TEXT_BYTES
+                places[WINDOW_FIRST + offset] = first + at
+        self._memory.expose(places)
+
+    def _locate(self, offset: int) -> tuple[memoryview, int] | None:
         """The memory and the place in it behind an offset of the window; None if nothing answers there."""
         first, last = _WINDOWS[self.graphics_controller.values[_GRAPHICS_MISC] >> 2 & 3]
         if not first <= offset <= last:
@@ -257,6 +287,8 @@ class Vga(Device):
                 self.graphics_controller.index = value
             case 0xF:
                 self.graphics_controller.write(value)
+                if self.graphics_controller.index == _GRAPHICS_MISC:
+                    self._expose()
 
     def _store_crtc_port(self, port: int, value: int) -> None:
         crtc = self.crtc

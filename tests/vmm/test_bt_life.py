@@ -54,7 +54,7 @@ def test_left_and_entered_again() -> None:
         bare.engine.leave()
         assert not any(bare.memory.page_flags)
         assert bare.memory.write_observers == [bare.cpu.mmu._table_written]
-        assert len(bare.memory.flag_observers) == len(bare.memory.a20_observers) == 1
+        assert len(bare.memory.flag_observers) == len(bare.memory.map_observers) == 1
         assert bare.cpu.mmu.flush_observers == []
         assert bare.debug.on_change == []
         bare.engine.enter()

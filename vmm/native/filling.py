@@ -196,6 +196,8 @@ class Filler:
         """First index and length of the run around a page, whose entries say the same but for consecutive addresses."""
         if ram_page < _HOLE_PAGE:
             below, above = ram_page, _HOLE_PAGE - 1 - ram_page
+        elif ram_page < _FIRST_PAGE_AFTER_HOLE:
+            return index, 1
         else:
             below, above = ram_page - _FIRST_PAGE_AFTER_HOLE, len(self._flags) - 1 - ram_page
         kinds, flags = region.kinds, self._flags

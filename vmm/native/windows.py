@@ -110,11 +110,11 @@ class Windows:
     def attach(self) -> None:
         """Watch stores to page tables."""
         self._shadows.attach()
-        self._cpu.memory.a20_observers.append(self.drop_all)
+        self._cpu.memory.map_observers.append(self.drop_all)
 
     def detach(self) -> None:
         """Stop watching and give all address space back."""
-        self._cpu.memory.a20_observers.remove(self.drop_all)
+        self._cpu.memory.map_observers.remove(self.drop_all)
         while self._windows:
             self._evict()
         for host in self._spare:

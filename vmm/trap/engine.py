@@ -118,6 +118,7 @@ class TrapEngine(GuestMode):
 
     def enter(self) -> None:
         """Take over the CPU."""
+        self._cpu.memory.intercepts_devices = True
         super().enter()
         if not self.nested:
             self._windows.keep_tables()
@@ -127,6 +128,7 @@ class TrapEngine(GuestMode):
         """Hand the CPU over."""
         self._cpu.memory.write_observers.remove(self._table_written)
         super().leave()
+        self._cpu.memory.intercepts_devices = False
 
     # What is counted.
 

@@ -89,6 +89,7 @@ class KvmEngine(Interpreter):
         """Take over the CPU."""
         if self._vm.closed:
             self._open()
+        self._cpu.memory.intercepts_devices = True
         super().enter()
         self._vcpu.set_cpuid({leaf: self._cpu.model.leaf(leaf) for leaf in _CPUID_LEAVES})
         self._slots.attach()
@@ -97,6 +98,7 @@ class KvmEngine(Interpreter):
         """Hand the CPU over."""
         self._slots.detach()
         super().leave()
+        self._cpu.memory.intercepts_devices = False
         self._vm.close()
         if self._kick is not None:
             self._kick.close()

@@ -75,12 +75,12 @@ class KvmMemory:
 
     def attach(self) -> None:
         """Make the slots, and follow A20."""
-        self._memory.a20_observers.append(self.update)
+        self._memory.map_observers.append(self.update)
         self.update()
 
     def detach(self) -> None:
         """Take them away."""
-        self._memory.a20_observers.remove(self.update)
+        self._memory.map_observers.remove(self.update)
         self._remove(0)
 
     def update(self) -> None:

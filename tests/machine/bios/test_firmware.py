@@ -102,6 +102,7 @@ def test_register_parts() -> None:
 @pytest.mark.parametrize("length", range(10))
 def test_device_memory_is_reached_in_dwords(pc: Pc, first: int, length: int) -> None:
     caller = Caller(pc.cpu.state, pc.memory)
+    pc.memory.intercepts_devices = True
     pc.memory.write(0xB8000, bytes(range(0x40, 0x60)))
     sizes: list[int] = []
     load = pc.board.vga.load

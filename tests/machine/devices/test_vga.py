@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from machine.clock import Clock
-from machine.devices.vga import GLYPHS, Vga
+from machine.devices.vga import GLYPHS, WINDOW_BYTES, WINDOW_FIRST, Vga
+from machine.memory import MIB, PhysicalMemory
 from tests.machine.devices.rig import advance_to
 
 TEXT = 0x18000
@@ -15,7 +16,9 @@ FRAME_NS = 900 * 449 * 1_000_000_000 / 28_322_000
 class Adapter:
     def __init__(self) -> None:
         self.clock = Clock()
-        self.vga = Vga(self.clock)
+        self.memory = PhysicalMemory(MIB)
+        self.vga = Vga(self.clock, self.memory)
+        self.memory.map_device(WINDOW_FIRST, WINDOW_BYTES, self.vga)
 
     def crtc(self, index: int, value: int) -> None:
         self.vga.store_port(0x3D4, 1, index)
@@ -281,3 +284,51 @@ def test_the_palette_after_reset() -> None:
         63: (63,) * 3,
     }
     assert {index: tuple(dac[3 * index : 3 * index + 3]) for index in colours} == colours
+
+
+@pytest.mark.parametrize("intercepts", [False, True])
+@pytest.mark.parametrize("select", range(4))
+def test_plain_memory_is_what_the_adapter_would_have_answered(select: int, intercepts: bool) -> None:
+    adapter = Adapter()
+    memory = adapter.memory
+    memory.intercepts_devices = intercepts
+    adapter.graphics(6, select << 2)
+    for number, offset in enumerate((0, 0xF100, 0x1_0204, 0x1_7FFC, 0x1_8000, 0x1_FFFC)):
+        memory.store(WINDOW_FIRST + offset, 4, 0x1234_5678 + number)
+        answer = adapter.vga.load(offset, 4)
+        assert memory.load(WINDOW_FIRST + offset, 4) == answer
+        is_plain = memory.ram_address(WINDOW_FIRST + offset) >= 0
+        assert is_plain == (answer != 0xFFFF_FFFF and not intercepts)
+        assert memory.has_device(WINDOW_FIRST + offset)
+        adapter.vga.store(offset, 2, number)
+        assert memory.load(WINDOW_FIRST + offset, 4) == adapter.vga.load(offset, 4)
+
+
+def test_who_caches_addresses_is_told_when_others_answer() -> None:
+    adapter = Adapter()
+    memory = adapter.memory
+    told: list[int] = []
+    memory.map_observers.append(lambda: told.append(memory.ram_address(0xB_8010)))
+    adapter.graphics(6, 3 << 2 | 1)
+    adapter.graphics(5, 1)
+    assert not told, "the same window, and a register that moves none"
+    adapter.graphics(6, 2 << 2)
+    snapshot = adapter.vga.snapshot()
+    adapter.graphics(6, 0 << 2)
+    adapter.vga.restore(snapshot)
+    memory.intercepts_devices = True
+    adapter.vga.reset()
+    memory.intercepts_devices = False
+    assert told == [-1, 0xB_8010, -1, -1, 0xB_8010]
+
+
+def test_a_snapshot_has_the_memory() -> None:
+    adapter, other = Adapter(), Adapter()
+    adapter.write("kept")
+    adapter.memory.store(WINDOW_FIRST, 1, 0x55)
+    other.vga.restore(adapter.vga.snapshot())
+    assert other.vga.screen()[0].startswith("kept")
+    adapter.graphics(6, 1 << 2)
+    other.vga.restore(adapter.vga.snapshot())
+    assert other.memory.load(WINDOW_FIRST, 1) == 0, "hidden it was not written to"
+    assert other.vga.screen()[0].startswith("kept")
