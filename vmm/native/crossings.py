@@ -18,6 +18,7 @@ from vmm.native.operands import (
     RAX,
     Label,
     Memory,
+    Register,
 )  # fmt: skip
 from vmm.native.routine import (
     DPL,
@@ -41,6 +42,22 @@ _LOADED = TF | NT | VM | VIF | VIP | AC  # a popped image with any of these is f
 
 def emit_interrupt(writer: Routine) -> None:
     """INT n with the vector in R9D, through an interrupt or trap gate of 32 bits to flat code of ring 0."""
+    emit_gate_entry(writer, by_fault=False)
+    writer.go_on()
+    writer.fail()
+
+
+def emit_gate_entry(writer: Routine, *, by_fault: bool) -> None:
+    """Enter the handler of the vector in R9D through an interrupt or trap gate of 32 bits to flat code of ring 0.
+
+    What is pushed returns to `routine_next`. The handler is in R8D then, its space is current, and nothing can fail any
+    more.
+
+    Args:
+        writer: the routine.
+        by_fault: for an exception, whose gate may have any DPL: RF is set in the flags that it pushes, and
+            `delivery_code` on top, if `delivery_code_bytes` is 4 instead of 0.
+    """
     emit = writer.emit
     inner, pushed = Label(), Label()
     emit("cmp", field("pending"), 0)
@@ -59,9 +76,10 @@ def emit_interrupt(writer: Routine) -> None:
     emit("mov", EAX, EDX)
     emit("and", EAX, _GATE_FIXED)
     writer.need(EAX, _GATE_32)
-    writer.dpl(EAX)
-    emit("cmp", EAX, field("cpl"))
-    writer.unless("ae")
+    if not by_fault:
+        writer.dpl(EAX)
+        emit("cmp", EAX, field("cpl"))
+        writer.unless("ae")
     emit("mov", field("routine_access"), EDX)  # the gate, for its type
     emit("mov", R9D, R8D)
     emit("shr", R9D, 16)  # the selector
@@ -75,18 +93,11 @@ def emit_interrupt(writer: Routine) -> None:
     emit("mov", field("routine_selector"), EDX)
     emit("cmp", field("cpl"), 0)
     emit("jne", inner)
-    # The same ring: three doublewords on the same stack.
-    writer.probe(R12D, -12, -4)
-    writer.flags_image(EAX)
-    emit("mov", linear(R12D, -4), EAX)
-    emit("mov", EAX, word("segments", 2 * CS))
-    emit("mov", linear(R12D, -8), EAX)
-    emit("mov", EAX, field("routine_next"))
-    emit("mov", linear(R12D, -12), EAX)
-    emit("lea", R12D, Memory(0, R12D, displacement=-12))
+    # The same ring: three doublewords on the same stack, or four.
+    _emit_frame(writer, R12D, 12, by_fault=by_fault)
     emit("jmp", pushed)
     writer.asm.bind(inner)
-    _emit_inner_frame(writer)
+    _emit_inner_frame(writer, by_fault=by_fault)
     writer.asm.bind(pushed)
     emit("and", R9D, 0xFFFF & ~RPL)
     emit("mov", word("segments", 2 * CS), R9D)
@@ -100,12 +111,49 @@ def emit_interrupt(writer: Routine) -> None:
     writer.asm.bind(trap)
     emit("mov", field("cpl"), 0)
     writer.enter_space("kernel_space")
-    writer.go_on()
-    writer.fail()
 
 
-def _emit_inner_frame(writer: Routine) -> None:
-    """The stack of ring 0 from the TSS, and five doublewords on it; keeps R8D and R9D."""
+def _emit_frame(writer: Routine, base: Register, frame_bytes: int, *, by_fault: bool) -> None:
+    """Flags, CS and EIP at the bottom of a frame below `base`, the error code below it; ESP = the last of them.
+
+    R12D is read before anything is written where the frame is that of another stack; EAX and ECX are lost, if `base`
+    is none of them, and R8D and R9D kept.
+    """
+    emit = writer.emit
+    value = ECX if base is EAX else EAX
+    coded = Label()
+    if by_fault:
+        emit("mov", value, base)
+        emit("sub", value, field("delivery_code_bytes"))
+        # From the top down, as pushes would meet a fault.
+        emit("or", linear(base, -4), 0)
+        emit("or", linear(value, -frame_bytes), 0)
+    else:
+        writer.probe(base, -frame_bytes, -4)
+    if frame_bytes > 12:
+        emit("mov", value, word("segments", 2 * SS))
+        emit("mov", linear(base, -4), value)
+        emit("mov", linear(base, -8), R12D)
+    writer.flags_image(value)
+    if by_fault:
+        emit("or", value, RF)
+    emit("mov", linear(base, 8 - frame_bytes), value)
+    emit("mov", value, word("segments", 2 * CS))
+    emit("mov", linear(base, 4 - frame_bytes), value)
+    emit("mov", value, field("routine_next"))
+    emit("mov", linear(base, -frame_bytes), value)
+    emit("lea", R12D, Memory(0, base, displacement=-frame_bytes))
+    if by_fault:
+        emit("cmp", field("delivery_code_bytes"), 0)
+        emit("je", coded)
+        emit("mov", value, field("delivery_code"))
+        emit("mov", linear(R12D, -4), value)
+        emit("lea", R12D, Memory(0, R12D, displacement=-4))
+        writer.asm.bind(coded)
+
+
+def _emit_inner_frame(writer: Routine, *, by_fault: bool) -> None:
+    """The stack of ring 0 from the TSS, and five doublewords on it, or six; keeps R8D and R9D."""
     emit = writer.emit
     emit("mov", EAX, field("inner_stack"))
     emit("test", EAX, EAX)
@@ -121,19 +169,9 @@ def _emit_inner_frame(writer: Routine) -> None:
     emit("test", EDX, DPL)
     writer.unless("e")
     emit("mov", EAX, word("segments_new", 1))
-    writer.probe(EAX, -20, -4)
-    emit("mov", ECX, word("segments", 2 * SS))
-    emit("mov", linear(EAX, -4), ECX)
-    emit("mov", linear(EAX, -8), R12D)
-    writer.flags_image(ECX)
-    emit("mov", linear(EAX, -12), ECX)
-    emit("mov", ECX, word("segments", 2 * CS))
-    emit("mov", linear(EAX, -16), ECX)
-    emit("mov", ECX, field("routine_next"))
-    emit("mov", linear(EAX, -20), ECX)
+    _emit_frame(writer, EAX, 20, by_fault=by_fault)
     emit("mov", word("segments", 2 * SS), R9D)
     emit("mov", word("segments", 2 * SS + 1), EDX)
-    emit("lea", R12D, Memory(0, EAX, displacement=-20))
     emit("mov", R9D, word("segments_new", 0))
 
 

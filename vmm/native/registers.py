@@ -97,6 +97,7 @@ class GuestRegisters:
         words = block.words
         rest = state.eflags & ~(RFLAGS_MASK | IF | SYSTEM_FLAGS)
         state.eflags = rest | flags | words[stateblock.INTERRUPT_FLAG] | words[stateblock.SYSTEM_FLAGS]
+        state.cr2 = words[stateblock.CR2]
         self._cpu.mmu.update_alignment()
         if changed[_ALL_SEGMENTS] != self._handed_over[_ALL_SEGMENTS]:
             for number, segment in enumerate(state.segments):

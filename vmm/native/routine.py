@@ -62,7 +62,7 @@ def rflags_of(status: int, rflags: int) -> int:
 class Routine:
     """Emits one routine: its beginning, its ends, and what several of them have in common."""
 
-    def __init__(self, assembler: Assembler, callout: int, *, has_image: bool) -> None:
+    def __init__(self, assembler: Assembler, callout: int, *, has_image: bool, saves: bool = True) -> None:
         """Emit the beginning.
 
         Args:
@@ -70,14 +70,17 @@ class Routine:
             callout: host address of the exit for a callout.
             has_image: all of RFLAGS is kept aside, for a routine that pushes or loads them; else the status flags
                 alone, by LAHF, SETO and back, which take a fraction of PUSHFQ's and POPFQ's time; AX is lost.
+            saves: False: whoever jumps here has saved the same already.
         """
         self.asm = assembler
         self.emit = assembler.emit
         self.failed = Label()
         self._callout = callout
+        self._has_image = has_image
+        if not saves:
+            return
         for number, register in enumerate(SAVED):
             self.emit("mov", word("routine_registers", number), register)
-        self._has_image = has_image
         if has_image:
             self.emit("pushfq")
             self.emit("pop", field("routine_flags"))

@@ -19,6 +19,7 @@ from machine.memory import PAGE_SHIFT
 from machine.state import DS, ES, FS, GS
 from vmm.native.assembler import Assembler
 from vmm.native.crossings import emit_interrupt, emit_iret, emit_sysenter, emit_sysexit
+from vmm.native.delivery import emit_delivery
 from vmm.native.operands import (
     EAX,
     EBX,
@@ -43,7 +44,7 @@ _ANY_DATA = 0x9100
 _WRITABLE_BIT = 0x200
 _GRANULAR_BIT = 0x0080_0000
 
-WITH_IMAGE = ("popf", "popfw", "int", "iret")  # behind all others; they keep all of RFLAGS
+WITH_IMAGE = ("popf", "popfw", "int", "iret", "deliver")  # behind all others; they keep all of RFLAGS
 
 _DATA_REGISTERS = ((ES, "es"), (DS, "ds"), (FS, "fs"), (GS, "gs"))
 
@@ -57,10 +58,10 @@ def emit_routines(assembler: Assembler, callout: int) -> dict[str, int]:
     """
     entries: dict[str, int] = {}
 
-    def begin(name: str) -> Routine:
+    def begin(name: str, *, saves: bool = True) -> Routine:
         assembler.align(16)
         entries[name] = len(assembler.code)
-        return Routine(assembler, callout, has_image=name in WITH_IMAGE)
+        return Routine(assembler, callout, has_image=name in WITH_IMAGE, saves=saves)
 
     for number, name in _DATA_REGISTERS:
         _emit_load(begin(f"load {name}"), number)
@@ -74,6 +75,7 @@ def emit_routines(assembler: Assembler, callout: int) -> dict[str, int]:
     _emit_popf(begin("popfw"), narrow=True)
     emit_interrupt(begin("int"))
     emit_iret(begin("iret"))
+    emit_delivery(begin("deliver", saves=False), Label())
     return entries
 
 

@@ -97,6 +97,16 @@ _FIELDS = (
     ("fpu_op", 4),
     ("host_mxcsr", 4),  # the control words of the caller in C
     ("host_fcw", 2),
+    # An exception that is delivered in the TC: its vector; 4 and an error code, or 0; what CR2 gets;
+    ("delivery_vector", 4),
+    ("delivery_code_bytes", 4),
+    ("delivery_code", 4),
+    ("delivery_linear", 4),
+    ("delivery_budget", 8),  # what was left of the budget after the last one's instruction was charged;
+    ("deliveries", 32 * 4),  # how often, by vector, since Python last looked
+    ("ram_view", 8),  # host address of the flat view of RAM
+    ("ram_limit", 4),  # size of RAM in bytes, or 0 if the view is not to be looked at
+    ("walk_access", 4),  # scratch of the page-table walk: PF_WRITE and PF_USER
     ("fault_exit", 8),  # host address to which the signal handler diverts a fault of emitted code
 )
 
@@ -201,6 +211,8 @@ PORT = OFFSETS["port"] // 4
 PORT_ACCESS = OFFSETS["port_access"] // 4
 PORT_RESUME = OFFSETS["port_resume"] // 4
 ROUTINE_NEXT = OFFSETS["routine_next"] // 4
+CR2 = OFFSETS["cr2"] // 4
+DELIVERIES = OFFSETS["deliveries"] // 4
 ADDRESS_SPACES_AT = OFFSETS["address_spaces"] // 8
 NS_PER_INSN = OFFSETS["ns_per_insn"] // 8
 TSC_AT_NO_BUDGET = OFFSETS["tsc_at_no_budget"] // 8

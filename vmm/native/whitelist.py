@@ -40,7 +40,7 @@ WRITABLE: Final = frozenset(
 )
 
 # Fields that not even the stubs store to but by forms of their own.
-PROTECTED: Final = frozenset({"window", "routine_return"})
+PROTECTED: Final = frozenset({"window", "routine_return", "ram_view"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Fact:
     Attributes:
         kind: `any`; `below`: less than 2**number; `const`: equal to number; `window`, the current window's address;
             `pointer`, that plus a 32-bit number; `gate`, where the FPU's gates lead; `page`, that of the guest's FPU
-            registers; `negative`, -1 if the budget is used up, else 0; `offset`, from the
+            registers; `ram`, the flat view of RAM; `negative`, -1 if the budget is used up, else 0; `offset`, from the
             dispatch table; `entry`, an address from there; `shifted`, the value `of` shifted right by `number`;
             `code`, the address of a boundary of this fragment; `flags`, RFLAGS, which take less than 32 bits.
         number: see there.
@@ -85,7 +85,7 @@ class Fact:
 ANY: Final = Fact("any")
 U32: Final = Fact("below", 32)
 WINDOW, POINTER, NEGATIVE, OFFSET, ENTRY = map(Fact, ("window", "pointer", "negative", "offset", "entry"))
-GATE, FPU_PAGE = map(Fact, ("gate", "page"))
+GATE, FPU_PAGE, RAM = map(Fact, ("gate", "page", "ram"))
 CODE, FLAGS = map(Fact, ("code", "flags"))
 # How often a REP may be repeated, by the bytes of an element, so that it stays in the window and the 4 GiB behind it.
 REP_BITS: Final = {1: 32, 2: 31, 4: 30}
@@ -227,6 +227,7 @@ _STUBS = (
 )
 # RAX is a multiple of 40 below the size of this field: CR3, then two spaces.
 _SLOTS = [OFFSETS["address_spaces"] + 8 * number for number in range(5)]
+_DELIVERIES = OFFSETS["deliveries"]
 _ROUTINES = (
     Form("mov", "rax, qword [state.kernel_space]", "a window or 0", gives={"rax": WINDOW}, stub=True),
     Form("mov", "rax, qword [state.user_space]", "a window or 0", gives={"rax": WINDOW}, stub=True),
@@ -241,12 +242,21 @@ _ROUTINES = (
     Form("test and or", "state, any", "decisions, and flags", stub=True),
     Form("or cmp", "reg, state", "flags, and decisions", stub=True),
     Form("not", "rcx", "the bound of a segment", stub=True),
-    Form("add", "reg, state", "an address in a descriptor table", stub=True),
+    Form("add sub", "reg, state", "an address in a descriptor table; room for an error code", stub=True),
+    Form("cmp", "qword [state.delivery_budget], r10", "has anything retired?", stub=True),
+    Form("mov", f"ecx, dword [r15+rax*4+{_DELIVERIES}]", "a counter: RAX is below 32", stub=True),
+    Form("mov", f"dword [r15+rax*4+{_DELIVERIES}], ecx", "a counter", stub=True),
     *(Form("mov", f"r8, qword [r15+rax+{at}]", "a space known by CR3", stub=True) for at in _SLOTS[1:]),
     Form("cmp", f"qword [r15+rax+{_SLOTS[0]}], r9", "the slot of CR3", stub=True),
     Form("cmp", f"qword [r15+rax+{_SLOTS[2]}], imm", "is it in use?", stub=True),
     Form("jmp", "qword [state.routine_return]", "where the fragment said", flow="jump", stub=True),
 )
+_IN_RAM = {"r9": RAM, "rax": U32}
+_WALK = (
+    Form("mov", "r9, qword [state.ram_view]", "page tables are read in it", gives={"r9": RAM}, stub=True),
+    Form("mov", "eax, dword [r9+rax]", "an entry, or its lower half", needs=_IN_RAM, stub=True),
+    Form("mov", "edx, dword [r9+rax+4]", "the upper half of an entry", needs=_IN_RAM, stub=True),
+)
 
 FORMS: Final[tuple[Form, ...]] = (*_FLOW, *_BUDGET, *_SEGMENTED, *_STRINGS, *_SYSTEM, *_STATE, *_COMPUTING, *_FLOATING)
-STUB_FORMS: Final[tuple[Form, ...]] = (*_ROUTINES, *_STUBS, *FORMS)
+STUB_FORMS: Final[tuple[Form, ...]] = (*_WALK, *_ROUTINES, *_STUBS, *FORMS)
