@@ -41,7 +41,8 @@ class Cpu:
         fpu: computes floating point for the model that has it.
         fpu_error: FERR# and IGNNE#.
         single_iterations: a string instruction with REP returns after one iteration (TF, or a debugger's step).
-        last_iteration: it returns after this one, which has touched what a debugger or DR7 watches.
+        last_iteration: it returns after this one, which has touched what a debugger or DR7 watches, or changed the
+            instruction itself or what is mapped there.
         repeating: EIP is at a string instruction with REP that has iterations left: interrupts wait for its end, so
             that the icount alone says where they came.
         before_task_switch: see `TaskSwitchObserver`.

@@ -235,6 +235,14 @@ class PhysicalMemory:
         else:
             self.ram8[at : at + size_bytes] = value.to_bytes(size_bytes, "little")
 
+    def write_at(self, at: int, data: bytes) -> None:
+        """Write bytes that lie in one page, at an offset in `ram` as `ram_address` returns it."""
+        flags = self.page_flags[at >> PAGE_SHIFT]
+        if flags:
+            self._write_flagged(at, data, flags)
+        else:
+            self.ram8[at : at + len(data)] = data
+
     def store_entry(self, physical: int, value: int) -> None:
         """Write a paging-structure entry whose A or D bit the walker sets: no cached translation depends on those."""
         at = self.ram_address(physical)

@@ -58,8 +58,8 @@ class Mmu:
         self.entries: dict[int, TlbEntry] = {}
         # The same for pages with a flag that have been written to: they need no walk, but the slow path.
         self._traced: tuple[dict[int, int], dict[int, int]] = {}, {}
-        self._table_pages: set[int] = set()
-        self._cells: set[int] = set()  # offsets in RAM of all doublewords of entries that cached translations came from
+        # By page of RAM: the offsets in RAM of all doublewords of entries that cached translations came from.
+        self._cells: dict[int, set[int]] = {}
         self.flush_observers: list[Callable[[bool], None]] = []
         self.watched_pages: frozenset[int] = frozenset()
         self.watch_everything = False
@@ -93,12 +93,12 @@ class Mmu:
             writes.clear()
         for traced in self._traced:
             traced.clear()
-        self._cells.clear()
         self.entries.clear()
         flags = self.memory.page_flags
-        for page in self._table_pages:
-            flags[page] &= ~HOLDS_TABLE
-        self._table_pages.clear()
+        for page in self._cells:
+            if page >= 0:
+                flags[page] &= ~HOLDS_TABLE
+        self._cells.clear()
         for observer in self.flush_observers:
             observer(by_store)
 
@@ -129,15 +129,28 @@ class Mmu:
     def _table_written(self, at: int, length: int, old: bytes, flags: int) -> None:
         if not flags & HOLDS_TABLE:
             return
-        first = at & ~3
-        for entry in range(first, at + length, 4):
-            if entry not in self._cells:
-                continue
+        for entry in self.live_cells(at, at + length):
             low = entry - at
             byte = old[low] if low >= 0 else self.ram8[entry]
             if byte & P or entry & 4:  # the upper half of a PAE entry has no P bit of its own
                 self.flush(by_store=True)
                 return
+
+    def live_cells(self, first: int, end: int) -> list[int]:
+        """The offsets of doublewords with bytes from `first` to before `end`, in one page of RAM, that translations
+        came from: a store to one of them moves pages.
+        """
+        cells = self._cells.get(first >> PAGE_SHIFT)
+        if not cells:
+            return []
+        if 4 * len(cells) < end - first:
+            return [cell for cell in cells if first - 4 < cell < end]
+        return [cell for cell in range(first & ~3, end, 4) if cell in cells]
+
+    @property
+    def traced_writes(self) -> dict[int, int]:
+        """The same as `writes` for pages with a flag: what writes to them is up to `PhysicalMemory.write_at`."""
+        return self._traced[self.user]
 
     def translate(self, linear: int, *, write: bool, user: bool) -> int:
         """Physical address of one byte; fills the TLB. Raises PageFault."""
@@ -152,12 +165,15 @@ class Mmu:
         pae = self.state.cr4 & CR4_PAE
         for table in translation.tables:
             at = memory.ram_address(table)
-            self._cells.add(at)
+            ram_page = at >> PAGE_SHIFT
+            cells = self._cells.get(ram_page)
+            if cells is None:
+                cells = self._cells[ram_page] = set()
+            if at >= 0 and not memory.page_flags[ram_page] & HOLDS_TABLE:
+                memory.flag_page(ram_page, HOLDS_TABLE)
+            cells.add(at)
             if pae:
-                self._cells.add(at + 4)
-            if at >= 0 and not memory.page_flags[at >> PAGE_SHIFT] & HOLDS_TABLE:
-                self._table_pages.add(at >> PAGE_SHIFT)
-                memory.flag_page(at >> PAGE_SHIFT, HOLDS_TABLE)
+                cells.add(at + 4)
         page = linear >> PAGE_SHIFT
         physical = translation.physical & ~0xFFF
         self.entries[page] = TlbEntry(

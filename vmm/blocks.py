@@ -238,6 +238,8 @@ class BlockCache:
             for offset, block in list(blocks.items()):
                 length = block.offsets[-1]
                 if offset < end and first < offset + length:
+                    if block is self.running:
+                        self.cpu.last_iteration = True
                     block.operations.clear()
                     block.kept.clear()
                     del blocks[offset]
@@ -267,7 +269,9 @@ class BlockCache:
         for mapped in self._mapped:
             mapped.clear()
         if by_store and self.running is not None:
-            # The rest of the block under execution may lie elsewhere now. Emptying the list ends it.
+            # The rest of the block under execution may lie elsewhere now. Emptying the list ends it, and a REP has to
+            # be fetched again for its next iteration.
+            self.cpu.last_iteration = True
             if self.running.operations:
                 self.running.kept = self.running.operations[:]
             self.running.operations.clear()

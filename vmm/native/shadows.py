@@ -6,7 +6,7 @@ page is mapped, nor which window is in use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from machine.memory import HOLDS_TABLE, PAGE_SHIFT, PhysicalMemory
@@ -260,7 +260,10 @@ class Shadows:
         """A store to a page that holds tables: what came from the entries that it changed is dropped."""
         if not flags & HOLDS_SHADOWED_TABLE:
             return
-        for cell in range(at & -8, at + length, 4):
+        cells: Iterable[int] = range(at & -8, at + length, 4)
+        if length > len(self._by_upper):
+            cells = [cell for cell in self._by_upper if at & -8 <= cell < at + length]
+        for cell in cells:
             users = self._by_upper.get(cell)
             if users:
                 for region, window in list(users.items()):
@@ -277,7 +280,7 @@ class Shadows:
         for region, window in list(users.items()):
             if region not in users:
                 continue
-            region.writes_since_fill += 1
+            region.writes_since_fill += length + 3 >> 2
             if self.lets_go and self._table_writes.is_enough(table, region.writes_since_fill):
                 self.counters["page tables given up"] += 1
                 self._table_writes.let_go(table, bytes(self._memory.ram8[table : table + 4096]))

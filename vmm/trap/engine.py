@@ -470,12 +470,12 @@ class TrapEngine(GuestMode):
                 self._prefills += self._windows.prefill(at)
         return stop
 
-    def _table_written(self, at: int, _length: int, old: bytes, flags: int) -> None:
+    def _table_written(self, at: int, length: int, old: bytes, flags: int) -> None:
         """A store to a page that is watched, by an instruction that a trace has led to."""
         if self._table_writes is not None and flags & HOLDS_SHADOWED_TABLE:
             size = 8 if self._cpu.state.cr4 & CR4_PAE else 4
-            if not at % size:
-                self._table_writes.append((at, old[0]))
+            for offset in range(-at % size, length, size):
+                self._table_writes.append((at + offset, old[offset]))
 
 
 def _make_vmcb(*, nested: bool) -> Vmcb:
