@@ -307,7 +307,7 @@ class BinaryTranslator(Interpreter):
             if reason == Exit.FAULT:
                 target = self._handle_fault(space, limit_icount)
             elif reason == Exit.CALLOUT:
-                self._tally.call_out(cpu, words[stateblock.EIP])
+                self._store.call_out(space, words[stateblock.EIP])
                 self._sync(limit_icount, words[stateblock.EIP])
                 self._is_judging = self._culprits.has(words[stateblock.EIP])
                 return True

@@ -329,3 +329,16 @@ def test_the_hosts_own_arithmetic_goes_on_as_before() -> None:
         assert tiny / 2 == 0.0
         assert tiny + 0.0 == tiny
         assert live(twins)
+
+
+@pytest.mark.parametrize("instruction", ["fld qword ptr [0x20008]", "paddd mm3, [0x20008]", "addsd xmm0, [0x20010]"])
+def test_an_instruction_that_lies_in_two_pages(instruction: str) -> None:
+    for ahead in range(1, len(assemble(instruction))):
+        at = 0x30_1000 - ahead
+
+        def prepare(bare: Bare, at: int = at) -> None:
+            floating(bare)
+            bare.memory.write(at, assemble(f"{instruction}\nfnstenv [0x20100]\nffree st\nfincstp\nret"))
+
+        with Twins(f"movsd xmm0, [{DATA}]\n1: call {at}\nmovsd [0x20200], xmm0\njmp 1b", prepare) as twins:
+            twins.run(300, (33, 4))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from machine.cpu import Cpu
 from machine.memory import HOLDS_CODE, PAGE_SHIFT
 from machine.state import MASK32
+from vmm.blocks import MAX_INSTRUCTION_BYTES
 from vmm.native.adaptation import CODE_PAGE_WRITES, Culprits, TableWrites
 from vmm.native.cache import Exit, TranslationCache
 from vmm.native.fpulive import LiveFpu
@@ -29,6 +30,7 @@ HOLDS_FRAGMENTS = 0x20  # page flag: emitted code stands for bytes of this page 
 # Whoever jumps to a dropped fragment goes by way of its successors, one for each change of its bytes. Direct jumps stay
 # in the page; so with all its fragments those ways end, too. GRUB changes the number of each INT before it.
 CHANGES_PUT_UP_WITH = 32
+ENDS_PUT_UP_WITH = 16  # how often an instruction that lies in two pages is translated anew because its end is another
 LONGEST_PATCH_BYTES = 16  # what is longer loads other code
 _TC_RESERVE_BYTES = 64 << 10
 
@@ -71,6 +73,7 @@ class FragmentStore:
         # The heads of dropped fragments, by what they were for.
         self._diverted: dict[tuple[Mode, int, int], list[int]] = {}
         self._changes: dict[int, int] = {}  # pages of RAM of which some fragments were dropped: how often
+        self._ends: dict[tuple[int, int], int] = {}  # callouts of instructions that lie in two pages
         self._data_writes = TableWrites(CODE_PAGE_WRITES)
         self._data_writes_to: dict[int, int] = {}  # by page of RAM, since a unit of it was last translated
         self.flushes = 0
@@ -130,6 +133,7 @@ class FragmentStore:
             self._stops(mode, eip, ram_page),
             self._cpu.model.instructions,
             self._culprits.loaded(ram_page),
+            self._bytes_beyond(mode, eip, len(data)),
         )
         if unit.floating:
             self._fpu.used = True
@@ -137,6 +141,7 @@ class FragmentStore:
             self._verifier.check_unit(unit)
         start = tc.place(unit.code)
         length_bytes = (unit.end_eip - eip) & MASK32 or int(not self._culprits.is_written(ram_page, eip))
+        length_bytes = min(length_bytes, len(data))
         loads = tuple({mode.linear(at) & 0xFFF for at in unit.loads})
         fragment = Fragment(mode, unit, ram_page, start, length_bytes, loads)
         self.index.add(fragment)
@@ -153,6 +158,27 @@ class FragmentStore:
         self._tally.translated(fragment.guest_bytes, len(unit.code))
         self._tally.seconds_in_translator += time.perf_counter() - before
         return fragment
+
+    def _bytes_beyond(self, mode: Mode, eip: int, room_bytes: int) -> bytes:
+        """The bytes behind the page that an instruction at `eip` may have; none if they are not there now."""
+        if room_bytes >= MAX_INSTRUCTION_BYTES or not mode.is_plain:
+            return b""
+        physical = self._cpu.mmu.probe(mode.linear(eip) + room_bytes)
+        at = -1 if physical is None else self._cpu.memory.ram_address(physical)
+        return b"" if at < 0 else bytes(self._cpu.memory.ram8[at : at + MAX_INSTRUCTION_BYTES - room_bytes])
+
+    def call_out(self, space: Space, eip: int) -> None:
+        """The instruction at `eip` is going to be interpreted: the end of one that lies in two pages may be new."""
+        self._tally.call_out(self._cpu, eip)
+        if eip & 0xFFF <= 4096 - MAX_INSTRUCTION_BYTES:
+            return
+        ram_page = space.window.ram_page(space.mode.linear(eip) >> PAGE_SHIFT)
+        fragment = self.index.by_address.get((space.mode, ram_page, eip))
+        if fragment is not None and fragment.unit.straddles:
+            count = self._ends.get((ram_page, eip), 0) + 1
+            self._ends[ram_page, eip] = count
+            if count <= ENDS_PUT_UP_WITH:
+                self.drop_fragment(fragment)
 
     def retranslate(self, linear_addresses: AbstractSet[int], physical_addresses: AbstractSet[int]) -> None:
         """Drop the fragments of pages in which instructions are stopped at, or are no more."""
@@ -248,6 +274,7 @@ class FragmentStore:
         self.index.clear()
         self.landings.clear()
         self._changes.clear()
+        self._ends.clear()
         self._data_writes_to.clear()
         self._culprits.forget_fragments()
         self._diverted.clear()

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from iced_x86 import Code, Decoder, FlowControl, Instruction, OpKind, Register
+from iced_x86 import Code, Decoder, DecoderError, FlowControl, Instruction, OpKind, Register
 
 from machine.cpuid import P6_INSTRUCTIONS
 from machine.instructions import Effect, lookup
 from machine.instructions.operands import CONDITION_NAMES
 from machine.instructions.table import FPU_FEATURES
 from vmm.blocks import OPTIONS
-from vmm.native import flow, guest, narrow, narrowstrings, stack, strings, system
+from vmm.native import flow, guest, narrow, narrowstrings, stack, straddling, strings, system
 from vmm.native.cache import TranslationCache
 from vmm.native.floating import FLOATING, emit_floating, prepare_pointers
 from vmm.native.ident import IDENT, emit_ident
@@ -98,8 +98,11 @@ def translate(
     stops: frozenset[int] = frozenset(),
     features: frozenset[int] = P6_INSTRUCTIONS,
     patched: frozenset[int] = frozenset(),
+    beyond: bytes = b"",
 ) -> Unit:
     """Translate from `eip` on, up to 32 instructions, an unconditional transfer, a callout, or the end of the page.
+
+    An instruction that goes on in the next page is a TU by itself, as far as the mode is plain.
 
     A conditional branch is a way out of the TU; one back to its start is unrolled as often as there is room.
 
@@ -111,6 +114,7 @@ def translate(
         stops: guest addresses whose instructions are callouts because a debugger may stop there.
         features: the instruction sets that the CPU has.
         patched: guest addresses of instructions whose immediate operand is read where it stands, if that is possible.
+        beyond: the first bytes of the next page, if they are known and there may be need of them.
     """
     draft = Draft(tc, mode, eip, MAX_TU_INSTRUCTIONS, patched=patched)
     decoder = Decoder(16 if mode.is_narrow else 32, data, OPTIONS, eip)
@@ -118,6 +122,10 @@ def translate(
     # What is in the shadow of STI stays with it, so that no budget ends between them.
     while decoder.can_decode and (len(draft.hosts) < MAX_TU_INSTRUCTIONS or len(draft.hosts) in draft.shadows):
         instruction = decoder.decode()
+        if mode.is_plain and _is_cut(decoder) and next_eip not in stops and len(draft.hosts) not in draft.shadows:
+            if draft.hosts:
+                return _go_on(draft, next_eip, end_eip)
+            return _translate_straddling(draft, data, beyond, features)
         if instruction.is_invalid or next_eip in stops or not _emit(draft, instruction, data, decoder, features):
             break
         next_eip = instruction.next_ip32
@@ -133,16 +141,46 @@ def translate(
             return draft.finish(end_eip, len(draft.hosts))
     else:
         if draft.hosts and len(draft.hosts) not in draft.shadows:
-            draft.store_pointers()
-            draft.settle_stack()
-            draft.jump(next_eip)
-            return draft.finish(end_eip, len(draft.hosts))
+            return _go_on(draft, next_eip, end_eip)
+    return _call_out(draft, next_eip, end_eip)
+
+
+def _go_on(draft: Draft, next_eip: int, end_eip: int) -> Unit:
+    """The TU ends, and what follows is another."""
+    draft.store_pointers()
+    draft.settle_stack()
+    draft.jump(next_eip)
+    return draft.finish(end_eip, len(draft.hosts))
+
+
+def _call_out(draft: Draft, next_eip: int, end_eip: int) -> Unit:
+    """The TU ends with a callout of the instruction at `next_eip`."""
     charged = len(draft.hosts)
     draft.store_pointers()
     draft.settle_stack()
     draft.begin(next_eip)
     draft.callout(next_eip)
     return draft.finish(end_eip, charged)
+
+
+def _is_cut(decoder: Decoder) -> bool:
+    """Whether the instruction that was decoded last goes on where there are no more bytes."""
+    return decoder.last_error == DecoderError.NO_MORE_BYTES
+
+
+def _translate_straddling(draft: Draft, data: bytes, beyond: bytes, features: frozenset[int]) -> Unit:
+    """The TU of one instruction that lies in two pages, which checks that the second one still holds its end."""
+    eip = draft.eip
+    draft.most_insns, draft.straddles = 1, True
+    decoder = Decoder(32, data + beyond, OPTIONS, eip)
+    instruction = decoder.decode()
+    if not instruction.is_invalid:
+        draft.beyond = beyond[: instruction.len - len(data)]
+        if _emit(draft, instruction, data + beyond, decoder, features):
+            if instruction.flow_control in _GOES_ON:
+                return _go_on(draft, instruction.next_ip32, instruction.next_ip32)
+            return draft.finish(instruction.next_ip32, 1)
+    return _call_out(draft, eip, eip)
 
 
 def _emit(
@@ -159,6 +197,8 @@ def _emit(
     before = len(draft.asm.code)
     stack_offset = draft.stack_offset
     draft.begin(instruction.ip32)
+    if draft.beyond:
+        straddling.emit_check(draft, instruction.ip32, draft.beyond)
     if row.mnemonic in FLOATING and not FPU_FEATURES.isdisjoint(features):
         is_plain = draft.mode.is_plain and guest.is_flat(instruction)
         emitted = is_plain and emit_floating(draft, instruction, row.mnemonic)
@@ -166,7 +206,7 @@ def _emit(
         emitted = _emit_row(draft, instruction, row.mnemonic, row.effect, data, decoder)
     if emitted:
         return True
-    del draft.asm.code[before:]
+    draft.take_back(before)
     draft.stack_offset = stack_offset
     draft.stack_offsets.pop(len(draft.hosts) - 1, None)
     draft.hosts.pop()

@@ -87,6 +87,7 @@ class Unit:
         faulting_in_order: numbers of the instructions that meet page faults where and as the interpreter would.
         repetitions: string instructions after whose faults registers have to be made good, by offset in `code`.
         loads: guest addresses of immediate operands that are read where they stand.
+        straddles: it is one instruction, which goes on in the next page.
     """
 
     eip: int
@@ -103,6 +104,7 @@ class Unit:
     faulting_in_order: AbstractSet[int] = frozenset()
     repetitions: Mapping[int, Repetition] = field(default_factory=dict)
     loads: tuple[int, ...] = ()
+    straddles: bool = False
 
 
 @dataclass(slots=True)
@@ -129,6 +131,8 @@ class Draft:
         repetitions: as of `Unit`.
         patched: instructions whose immediate operand changes.
         loads: as of `Unit`.
+        straddles: as of `Unit`.
+        beyond: the bytes that its instruction has in the next page.
     """
 
     tc: TranslationCache
@@ -151,6 +155,8 @@ class Draft:
     repetitions: dict[int, Repetition] = field(default_factory=dict)
     patched: AbstractSet[int] = frozenset()
     loads: list[int] = field(default_factory=list)
+    straddles: bool = False
+    beyond: bytes = b""
     _charge_at: int = 0
     _refunds: list[tuple[int, int]] = field(default_factory=list)
     _side_exits: list[SideExit] = field(default_factory=list)
@@ -173,6 +179,11 @@ class Draft:
             self.stack_offsets[len(self.hosts)] = self.stack_offset
         self.hosts.append(len(self.asm.code))
         self.eips.append(eip)
+
+    def take_back(self, at: int) -> None:
+        """Forget the code from offset `at` on, which is part of one instruction."""
+        del self.asm.code[at:]
+        self._refunds = [refund for refund in self._refunds if refund[0] < at]
 
     @property
     def has_room_for_round(self) -> bool:
@@ -356,4 +367,5 @@ class Draft:
             self.faulting_in_order,
             self.repetitions,
             tuple(self.loads),
+            self.straddles,
         )
