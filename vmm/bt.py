@@ -284,7 +284,8 @@ class BinaryTranslator(Interpreter):
         space = self._spaces.current
         if space is None or self._registers.stale:
             space = self._spaces.select(mode)
-            quads[stateblock.TSC_AT_NO_BUDGET] = _signed(cpu.tsc + (limit_icount - clock.icount) * clock.ns_per_insn)
+            tsc = cpu.tsc + (limit_icount - clock.icount) * clock.ns_per_insn
+            quads[stateblock.TSC_AT_NO_BUDGET] = stateblock.signed(tsc)
             quads[stateblock.NS_PER_INSN] = clock.ns_per_insn
             words[stateblock.PENDING] = self._pending()
         target = space.table.get(state.eip) or self._store.find(space, state.eip)
@@ -494,8 +495,3 @@ class BinaryTranslator(Interpreter):
     def flush_translations(self) -> None:
         """Start with an empty TC: see `Inspectable`."""
         self._store.flush()
-
-
-def _signed(value: int) -> int:
-    """The low 64 bits of `value` as a signed number."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)

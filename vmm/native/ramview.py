@@ -37,11 +37,11 @@ class RamView:
             hostmemory.map_file(self.host + HOLE_LAST + 1, behind_bytes, memory.ram_fd, HOLE_LAST + 1, writable=False)
         block.quads[_VIEW] = self.host
         self._a20_changed()
-        memory.a20_observers.append(self._a20_changed)
+        memory.map_observers.append(self._a20_changed)
 
     def close(self) -> None:
         """Unmap it."""
-        self._memory.a20_observers.remove(self._a20_changed)
+        self._memory.map_observers.remove(self._a20_changed)
         self._block.words[_LIMIT] = 0
         self._block.quads[_VIEW] = 0
         hostmemory.release(self.host, _VIEW_BYTES)

@@ -156,6 +156,11 @@ def segment_bound(number: int, *, write: bool) -> Memory:
     return qword_of("segment_bounds", 2 * number + write)
 
 
+def signed(value: int) -> int:
+    """The low 64 bits of `value` as a signed number, as `quads` takes them."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 class StateBlock:
     """One state block in host memory.
 
