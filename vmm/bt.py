@@ -220,7 +220,7 @@ class BinaryTranslator(Interpreter):
         """Whether a device, the time or a REP under way wants the boundary after any interpreted instruction."""
         cpu, clock = self._cpu, self._cpu.clock
         return bool(
-            (cpu.lines.attention and self._needs_boundary())
+            (cpu.lines.attention and self._needs_boundary(cpu.state.eflags & IF))
             or clock.icount + MIN_BUDGET_INSNS > limit_icount
             or clock.deadline_icount < limit_icount
             or cpu.repeating
@@ -228,10 +228,10 @@ class BinaryTranslator(Interpreter):
             or self._is_late()
         )
 
-    def _needs_boundary(self) -> bool:
+    def _needs_boundary(self, enabled: int) -> bool:
         """Whether a device wants more than an interrupt that is disabled, which only emitted code has to know of."""
         lines = self._cpu.lines
-        if self._cpu.state.eflags & IF or lines.nmi_pending or lines.reset_requested or lines.exit_requested:
+        if enabled or lines.nmi_pending or lines.reset_requested or lines.exit_requested:
             return True
         assert self._tc is not None
         self._tc.state.words[stateblock.PENDING] = self._pending()
@@ -336,10 +336,10 @@ class BinaryTranslator(Interpreter):
         else:
             words[EAX] = eax & ~mask | cpu.ports.load(port, size_bytes) & mask
         self._port_accesses += 1
-        is_plain = not lines.attention and clock.deadline_icount >= limit_icount
+        is_wanted = lines.attention and self._needs_boundary(words[stateblock.INTERRUPT_FLAG])
+        is_plain = clock.deadline_icount >= limit_icount and not is_wanted
         if is_plain and self._spaces.current is space and not self._is_late():
-            target: int = words[stateblock.PORT_RESUME]
-            return target
+            return int(words[stateblock.PORT_RESUME])
         self._sync(limit_icount, words[stateblock.ROUTINE_NEXT])
         return None
 
@@ -395,8 +395,7 @@ class BinaryTranslator(Interpreter):
         at = quads[stateblock.FAULT_RIP] - tc.host
         if tc.is_call_stack_guard(host):
             tc.reset_call_stack()
-            offset: int = at
-            return offset
+            return int(at)
         write = bool(quads[stateblock.FAULT_ERROR] & 2)
         is_access = words[stateblock.FAULT_SIGNAL * 2] == signal.SIGSEGV
         if tc.is_routine(at):
