@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vmm.bare import PAGE_DIRECTORY, PAGE_TABLE, Bare, handler_of, map_low_memory, set_page
+from machine.debug import Stop
+from machine.state import EDI
+from tests.oracles.assembler import assemble
+from tests.vmm.bare import PAGE_DIRECTORY, PAGE_TABLE, Bare, handler_of, map_low_memory, set_handler, set_page
 from tests.vmm.rings import install
 from tests.vmm.twins import Twins
+from vmm.bt import BinaryTranslator
+from vmm.native.modes import Mode
 
 pytestmark = pytest.mark.usefixtures("least_budget")
 
@@ -52,6 +57,40 @@ def test_cpuid_stays_in_the_translation_cache(leaf: int) -> None:
     with Twins(f"1: mov eax, {leaf}\ncpuid\nadd esi, eax\nxor edi, ebx\nadd edi, ecx\nxor ebp, edx\njmp 1b") as twins:
         twins.run(500)
         assert not twins.count("callouts")
+
+
+def test_polling_a_port_while_an_interrupt_waits_that_is_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As kernels do that measure the TSC: they must not be asked at each access whether they want it now."""
+    entered = 0
+    execute = BinaryTranslator._execute_native
+
+    def count(self: BinaryTranslator, limit_icount: int, mode: Mode | None) -> Stop | None:
+        nonlocal entered
+        entered += 1
+        return execute(self, limit_icount, mode)
+
+    def prepare(bare: Bare) -> None:
+        Timer(bare)
+        set_handler(bare, 0x20, assemble("add edi, ecx\niretd"))
+
+    monkeypatch.setattr(BinaryTranslator, "_execute_native", count)
+    source = """
+        1:  mov eax, 40
+            out 0x50, eax
+            mov esi, 200
+        2:  in al, 0x50
+            inc ecx
+            dec esi
+            jnz 2b
+            sti
+            nop
+            cli
+            jmp 1b
+    """
+    with Twins(source, prepare) as twins:
+        twins.run(8100)
+        assert twins.reference.state.gpr[EDI] > 1000
+        assert 5 < entered < 200
 
 
 class TestAddressSpaces:
