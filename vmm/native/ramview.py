@@ -36,15 +36,15 @@ class RamView:
         if behind_bytes:
             hostmemory.map_file(self.host + HOLE_LAST + 1, behind_bytes, memory.ram_fd, HOLE_LAST + 1, writable=False)
         block.quads[_VIEW] = self.host
-        self._a20_changed()
-        memory.map_observers.append(self._a20_changed)
+        self._map_changed()
+        memory.map_observers.append(self._map_changed)
 
     def close(self) -> None:
         """Unmap it."""
-        self._memory.map_observers.remove(self._a20_changed)
+        self._memory.map_observers.remove(self._map_changed)
         self._block.words[_LIMIT] = 0
         self._block.quads[_VIEW] = 0
         hostmemory.release(self.host, _VIEW_BYTES)
 
-    def _a20_changed(self) -> None:
+    def _map_changed(self) -> None:
         self._block.words[_LIMIT] = self._memory.ram_bytes if self._memory.a20_enabled else 0
