@@ -6,6 +6,7 @@ caller's business.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -21,6 +22,8 @@ _RANGES = {
     "imm32s": (-0x8000_0000, 0x7FFF_FFFF),
     "imm64": (-(1 << 63), (1 << 64) - 1),
 }
+# Where the ranges begin and end.
+_RANGE_EDGES = sorted({edge for low, high in _RANGES.values() for edge in (low, high + 1)})
 _VEX_PREFIXES = {"NP": 0, "66": 1, "F3": 2, "F2": 3}
 _VEX_MAPS = {"0F": 1, "0F38": 2, "0F3A": 3}
 
@@ -136,10 +139,10 @@ class Assembler:
 
     def jump_to(self, name: str, target: int) -> int:
         """JMP, CALL or Jcc to a host address; returns the offset of its rel32 in the code."""
-        self.emit(name, Label())
-        self._fixups.pop()
-        at = len(self.code) - 4
-        self.code[at:] = (target - self.here).to_bytes(4, "little", signed=True)
+        code = self.code
+        code += _branch(name)
+        at = len(code)
+        code += (target - (self.origin + at + 4)).to_bytes(4, "little", signed=True)
         return at
 
     def jump_if_ecx_is_zero(self) -> int:
@@ -166,31 +169,61 @@ class Assembler:
         Raises:
             EncodingError: there is none.
         """
-        if operands and isinstance(operands[0], Label):
-            self.code += encode(name, 0, to_label=True)
-            self._fixups.append((len(self.code) - 4, operands[0]))
+        if not operands:
+            self.code += encode(name)
+            return
+        last = operands[-1]
+        if isinstance(last, int):
+            # Numbers seldom come again, unlike the rest.
+            start, size_bytes = _start(name, bisect_right(_RANGE_EDGES, last), *operands[:-1])
+            self.code += start
+            self.code += (last & (1 << 8 * size_bytes) - 1).to_bytes(size_bytes, "little")
+        elif isinstance(last, Label):
+            self.code += _branch(name)
+            self._fixups.append((len(self.code), last))
+            self.code += bytes(4)
         else:
             self.code += encode(name, *operands)
 
 
-@lru_cache(maxsize=1 << 15)
-def encode(name: str, *operands: Operand, to_label: bool = False) -> bytes:
-    """The bytes of one instruction, remembered, since most are emitted again and again.
+@cache
+def _branch(name: str) -> bytes:
+    """What comes before the rel32 of a direct branch."""
+    for form in forms(name):
+        if form.operands == ("rel32",):
+            return form.prefixes + form.opcode
+    raise EncodingError(f"{name} is no direct branch")
+
+
+@lru_cache(maxsize=1 << 12)
+def _start(name: str, place: int, *operands: Operand) -> tuple[bytes, int]:
+    """An instruction that ends in a number, but for that number, and how many bytes it takes.
 
     Args:
         name: as in the table.
-        operands: registers, memory, numbers.
-        to_label: its only operand is a displacement of 32 bits: the last four bytes.
+        place: where the number is among the edges of all ranges: each form takes all of one place, or none.
+        operands: those before the number.
+    """
+    example = _RANGE_EDGES[place - 1] if place else _RANGE_EDGES[0] - 1
+    form = _form(name, (*operands, example))
+    code = _encode(form, (*operands, example))
+    return code[: len(code) - form.immediate_bytes], form.immediate_bytes
+
+
+@lru_cache(maxsize=1 << 15)
+def encode(name: str, *operands: Operand) -> bytes:
+    """The bytes of one instruction without labels, remembered, since most are emitted again and again.
 
     Raises:
-        EncodingError: no form takes the operands.
+        EncodingError: no form of the table takes the operands.
     """
+    return _encode(_form(name, operands), operands)
+
+
+def _form(name: str, operands: tuple[Operand, ...]) -> Form:
     for form in forms(name):
-        if to_label:
-            if form.operands == ("rel32",):
-                return _encode(form, operands)
-        elif len(form.operands) == len(operands) and all(map(_matches, form.operands, operands)):
-            return _encode(form, operands)
+        if len(form.operands) == len(operands) and all(map(_matches, form.operands, operands)):
+            return form
     raise EncodingError(f"no form of {name} takes {operands}")
 
 

@@ -12,7 +12,7 @@ Source: SDM Vol. 1, "x87 FPU Instruction and Data (Operand) Pointers" and "Last 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from machine.fpustate import FCS, FDP, FDS, FIP, FOP, FpuState
 from machine.state import CS, MASK32, CpuState
@@ -104,7 +104,7 @@ class Pointers:
         if amount:
             displacement = (place.displacement - amount + (1 << 31) & MASK32) - (1 << 31)
             self._close_operand(index)
-            self._operand = index, LastOperand(replace(place, displacement=displacement), value.segment)
+            self._operand = index, LastOperand(place._replace(displacement=displacement), value.segment)
 
     @property
     def open(self) -> tuple[LastInstruction | LastOperand, ...]:

@@ -94,7 +94,7 @@ def _emit_bit_string(draft: Draft, instruction: Instruction) -> bool:
         return False
     emit = draft.asm.emit
     index = guest.register(instruction.op1_register)
-    emit("lea", R8D, replace(operand, bits=0, gs=False))
+    emit("lea", R8D, operand._replace(bits=0, gs=False))
     emit("mov", R9D, 5)
     emit("sarx", R9D, index, R9D)
     emit("lea", R8D, address(R8D, index=R9D, scale=4))

@@ -5,20 +5,32 @@ It must not know how instructions are encoded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Self
 
 
-@dataclass(frozen=True, slots=True)
 class Register:
-    """A general-purpose register: `number` 0 to 15, `bits` 8, 16, 32 or 64; `high` for AH CH DH BH."""
+    """A general-purpose register: `number` 0 to 15, `bits` 8, 16, 32 or 64; `high` for AH CH DH BH.
+
+    There is one object for each, so that comparing and hashing them, which translation does all the time, is quick.
+    """
+
+    __slots__ = ("bits", "high", "number")
+    _all: ClassVar[dict[tuple[int, int, bool], Self]] = {}
 
     number: int
     bits: int
-    high: bool = False
+    high: bool
 
-    def __hash__(self) -> int:
-        """Quick, since operands are looked up by the thousand."""
-        return self.bits << 5 | self.high << 4 | self.number
+    def __new__(cls, number: int, bits: int, high: bool = False) -> Self:
+        """The one object."""
+        known = cls._all.get((number, bits, high))
+        if known is None:
+            known = cls._all[number, bits, high] = super().__new__(cls)
+            known.number, known.bits, known.high = number, bits, high
+        return known
+
+    def __repr__(self) -> str:
+        return f"Register({self.number}, {self.bits}{', high=True' if self.high else ''})"
 
     @property
     def code(self) -> int:
@@ -31,26 +43,21 @@ class Register:
         return Register(self.number, 32)
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(NamedTuple):
     """A memory operand: `[segment: base + index * scale + displacement]`.
 
     Attributes:
         bits: size of what is accessed; 0 where the instruction alone says it (LEA, FXSAVE).
-        address_bits: 64, or 32 for an effective address that is cut to 32 bits (prefix 67h).
+        base, index: registers of 64 bits, or of 32 for an effective address that is cut to 32 bits (prefix 67h).
         gs: the GS base is added: the guest's window.
     """
 
     bits: int
     base: Register | None = None
-    index: Register | None = None
+    index: Register | None = None  # type: ignore[assignment]  # no operand is searched as a tuple
     scale: int = 1
     displacement: int = 0
     gs: bool = False
-
-    def __hash__(self) -> int:
-        """As of `Register`."""
-        return hash((self.displacement, self.base, self.index, self.bits))
 
     @property
     def address_bits(self) -> int:
@@ -60,7 +67,7 @@ class Memory:
 
     def at(self, offset: int) -> Memory:
         """The operand `offset` bytes further on."""
-        return replace(self, displacement=self.displacement + offset)
+        return self._replace(displacement=self.displacement + offset)
 
 
 class Label:
