@@ -17,12 +17,9 @@ from machine.debug import DebugControl, Stop
 from machine.faults import GuestFault, SoftwareInterrupt, Vector
 from machine.flags import IF, RF, TF
 from machine.instructions import Effect
-from machine.memory import PAGE_SHIFT
 from machine.paging import walk
 from machine.state import EAX, MASK32, SHADOW_NONE, SHADOW_STI, Gpr
-from vmm.interp import DR7_ENABLED, Interpreter
 from vmm.native import narrowstrings, stateblock
-from vmm.native.adaptation import Culprits
 from vmm.native.alarm import ALARM
 from vmm.native.cache import TC_BYTES, Exit, TranslationCache
 from vmm.native.fpulive import LiveFpu
@@ -35,6 +32,7 @@ from vmm.native.signals import CORE
 from vmm.native.spaces import Space, Spaces
 from vmm.native.tally import Stopwatch, Tally
 from vmm.native.windows import Refusal
+from vmm.watched import WatchedTranslator
 
 if TYPE_CHECKING:
     from vmm.native.inspection import Translations
@@ -50,11 +48,10 @@ _HABITS = (Refusal.TRACE, Refusal.DEVICE)  # an instruction that faults so will 
 _PLAIN = (Effect.NEXT, Effect.BRANCH, Effect.REPEAT)  # leaves everything but general registers and flags alone
 
 
-class BinaryTranslator(Interpreter):
+class BinaryTranslator(WatchedTranslator):
     """The software VMM: see `machine.engine.Engine`."""
 
     name = "bt"
-    careful_dr7 = 0  # pages are protected instead
 
     def __init__(self, cpu: Cpu, debug: DebugControl, *, verify: bool = False) -> None:
         """Prepare.
@@ -67,10 +64,6 @@ class BinaryTranslator(Interpreter):
         super().__init__(cpu, debug)
         self._verify = verify
         self._tc: TranslationCache | None = None
-        self._guarded_until_icount = 0
-        self._guarding = False  # what is interpreted has to be checked for breakpoints and watched accesses
-        self._register_stops: frozenset[int] = frozenset()  # the instruction breakpoints of DR7
-        self._culprits = Culprits()
         self._is_judging = False  # the instruction at EIP is a callout for what it does, so that is looked at
         self._port_accesses = 0
         self._counters: dict[str, int] = {}
@@ -451,45 +444,6 @@ class BinaryTranslator(Interpreter):
         self._sync(limit_icount, eip)
         self._count("faults interpreted")
         return None
-
-    # Breakpoints and watchpoints.
-
-    def _stops(self, mode: Mode, eip: int, ram_page: int) -> frozenset[int]:
-        """The guest addresses in the page of `eip` that have a breakpoint, by linear or by physical address."""
-        page = mode.linear(eip) & ~0xFFF
-        stops = {address for address in {*self._breakpoints, *self._register_stops} if address & ~0xFFF == page}
-        stops.update(
-            page | address & 0xFFF for address in self._physical_breakpoints if address >> PAGE_SHIFT == ram_page
-        )
-        eips = frozenset(address - mode.code_base & MASK32 for address in stops)
-        return eips | self._culprits.adapted(ram_page)
-
-    def _debug_changed(self) -> None:
-        """Breakpoints came or went: the fragments of their pages are translated anew."""
-        before = {*self._breakpoints}, {*self._physical_breakpoints}
-        super()._debug_changed()
-        self._store.retranslate(before[0] ^ {*self._breakpoints}, before[1] ^ {*self._physical_breakpoints})
-
-    def _are_registers_new(self) -> bool:
-        """Whether DR0 to DR3 and DR7 ask for something else than what is being watched."""
-        registers, watched = self._cpu.state.dr, self._watched_registers
-        return bool((registers[7] | watched[0]) & DR7_ENABLED) and watched != (registers[7], *registers[:4])
-
-    def _watch(self) -> None:
-        """Protect what is watched in the windows: an access is a fault. Fragments stop where DR7 has breakpoints."""
-        super()._watch()
-        registers = self._cpu.state.dr
-        before = self._register_stops
-        self._register_stops = frozenset(
-            registers[number]
-            for number in range(4)
-            if registers[7] >> (2 * number) & 3 and not registers[7] >> (16 + 4 * number) & 0xF
-        )
-        self._store.retranslate(before ^ self._register_stops, frozenset())
-        self._windows.withhold(self._watched_linear, self._watched_physical)
-        self._watching = False
-        self._guarded_until_icount = 0
-        self._guarding = bool(self._watched_linear or self._watched_physical or self._register_stops)
 
     def flush_translations(self) -> None:
         """Start with an empty TC: see `Inspectable`."""

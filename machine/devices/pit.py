@@ -70,12 +70,10 @@ class Pit(Device):
 
     def _follow(self) -> None:
         """Drive IRQ 0 as OUT is now, and come back when it changes."""
-        tick = self._tick
-        level = self.channel0.output(tick)
+        level, change = self.channel0.follow(self._clock.now_ns * PIT_HZ // _NS_PER_S)
         if level != self.irq_level:
             self.irq_level = level
             self._irq(level)
-        change = self.channel0.next_change(tick)
         if change is None:
             self.timer.disarm()
         else:

@@ -164,6 +164,22 @@ class PitChannel(Device):
                 return None
         return change if self.next_tick == _NONE else min(change, self.next_tick)
 
+    def follow(self, tick: int) -> tuple[bool, int | None]:
+        """`output` and `next_change` at once: what a timer asks that nobody touches, time and again."""
+        control = self.control
+        is_steady = self.next_tick == _NONE and self.running and self.gate and tick >= self.load_tick
+        if not is_steady or not control & 4 or self.paused_elapsed != _NONE:
+            return self.output(tick), self.next_change(tick)
+        count = self.count
+        high = count + 1 >> 1
+        phase = (tick - self.load_tick + (high if self.starts_low else 0)) % count
+        if not control & 2:
+            left = count - 1 - phase
+            return left != 0, tick + (left or 1)
+        if phase < high:
+            return True, tick + high - phase
+        return False, tick + count - phase
+
     def write_control(self, value: int, tick: int) -> None:
         """A control word for this counter, other than the latch command."""
         self.value_before = self.value(tick) % self.modulus

@@ -225,6 +225,8 @@ def test_every_history_gives_what_the_data_sheet_gives(actions: list[tuple[str, 
             before = plain.out
             plain.pulse()
             tick += 1
+            followed = channel.follow(tick)
+            assert followed == (plain.out, channel.next_change(tick))
             assert channel.output(tick) == plain.out
             if plain.out != before:
                 assert promised == tick
