@@ -10,6 +10,7 @@ changes before the last access that can fault.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from iced_x86 import Code, Decoder, DecoderError, FlowControl, Instruction, OpKind, Register
 
@@ -27,6 +28,8 @@ from vmm.native.operands import Memory
 from vmm.native.unit import Draft, Unit
 
 MAX_TU_INSTRUCTIONS = 32
+
+_MOST_KNOWN = 1 << 15  # instructions for each mode: some 5 MiB
 
 _STACK = frozenset({"push", "pop", "call", "ret"})
 _STACK_POINTERS = frozenset({Register.ESP, Register.SP})
@@ -116,7 +119,7 @@ def translate(
         patched: guest addresses of instructions whose immediate operand is read where it stands, if that is possible.
         beyond: the first bytes of the next page, if they are known and there may be need of them.
     """
-    draft = Draft(tc, mode, eip, MAX_TU_INSTRUCTIONS, patched=patched)
+    draft = Draft(tc, mode, eip, MAX_TU_INSTRUCTIONS, patched=patched, known=_known(mode))
     decoder = Decoder(16 if mode.is_narrow else 32, data, OPTIONS, eip)
     next_eip = end_eip = eip
     # What is in the shadow of STI stays with it, so that no budget ends between them.
@@ -251,7 +254,24 @@ def _emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect,
     if name not in IDENT or effect not in (Effect.NEXT, Effect.BRANCH):
         return False
     offset = instruction.ip32 - draft.eip
-    return emit_ident(draft, instruction, data[offset : offset + instruction.len], decoder)
+    raw = data[offset : offset + instruction.len]
+    known = draft.known.get(raw)
+    if known is not None:
+        draft.asm.raw(known)
+        return True
+    before = len(draft.asm.code)
+    if not emit_ident(draft, instruction, raw, decoder):
+        return False
+    if len(draft.known) >= _MOST_KNOWN:
+        draft.known.clear()
+    draft.known[raw] = bytes(draft.asm.code[before:])
+    return True
+
+
+@cache
+def _known(_mode: Mode) -> dict[bytes, bytes]:
+    """What IDENT has made of guest instructions in a mode: the same wherever they stand."""
+    return {}
 
 
 def _emit_patched(draft: Draft, instruction: Instruction) -> bool:

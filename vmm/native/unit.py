@@ -133,6 +133,7 @@ class Draft:
         loads: as of `Unit`.
         straddles: as of `Unit`.
         beyond: the bytes that its instruction has in the next page.
+        known: the host code of guest instructions that IDENT has met, by their bytes.
     """
 
     tc: TranslationCache
@@ -157,6 +158,7 @@ class Draft:
     loads: list[int] = field(default_factory=list)
     straddles: bool = False
     beyond: bytes = b""
+    known: dict[bytes, bytes] = field(default_factory=dict)
     _charge_at: int = 0
     _refunds: list[tuple[int, int]] = field(default_factory=list)
     _side_exits: list[SideExit] = field(default_factory=list)
