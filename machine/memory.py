@@ -13,6 +13,7 @@ from typing import Protocol
 
 PAGE_BYTES = 4096
 PAGE_SHIFT = 12
+PAGES_OF_4_GIB = 1 << 20
 MIB = 1 << 20
 
 # Flags of a page of RAM. A writer that finds any set goes through `PhysicalMemory.write`, which tells the observers.
@@ -53,7 +54,8 @@ class PhysicalMemory:
         ram_fd: the memfd; byte N of it is physical byte N, but for the PC hole, where it has ROM and memory of devices.
         ram: its mapping.
         ram_bytes: size of RAM, a multiple of 4096, at least 1 MiB.
-        page_flags: one byte of flags for each page of `ram`.
+        page_flags: one byte of flags for each page of `ram`, and room for those of 4 GiB, so that any 32-bit address
+            has one.
         map_observers: called after something else has begun to answer at some addresses.
         other_accesses: how many so far did not go to plain RAM: of devices, of nothing, and writes to flagged pages.
     """
@@ -68,7 +70,7 @@ class PhysicalMemory:
         os.ftruncate(self.ram_fd, ram_bytes)
         self.ram = mmap.mmap(self.ram_fd, ram_bytes)
         self.ram8 = memoryview(self.ram)
-        self.page_flags = bytearray(ram_bytes >> PAGE_SHIFT)
+        self.page_flags = bytearray(PAGES_OF_4_GIB)
         self.write_observers: list[WriteObserver] = []
         self.flag_observers: list[Callable[[int], None]] = []
         self.map_observers: list[Callable[[], None]] = []

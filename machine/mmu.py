@@ -45,6 +45,10 @@ class Mmu:
 
     `reads` and `writes` map a linear page number to what must be added to a linear address to get the offset in RAM;
     they are the fast path, for the current privilege. `set_user` switches between the user's and the supervisor's.
+
+    Attributes:
+        entry_uses: where an engine wants to see what the TLB depends on: a byte for each doubleword of RAM, which is
+            set where an entry stands that a cached translation came from. Whoever lends it clears it.
     """
 
     def __init__(self, state: CpuState, memory: PhysicalMemory) -> None:
@@ -60,6 +64,7 @@ class Mmu:
         self._traced: tuple[dict[int, int], dict[int, int]] = {}, {}
         # By page of RAM: the offsets in RAM of all doublewords of entries that cached translations came from.
         self._cells: dict[int, set[int]] = {}
+        self.entry_uses: memoryview | None = None
         self.flush_observers: list[Callable[[bool], None]] = []
         self.watched_pages: frozenset[int] = frozenset()
         self.watch_everything = False
@@ -174,6 +179,10 @@ class Mmu:
             cells.add(at)
             if pae:
                 cells.add(at + 4)
+            if self.entry_uses is not None and at >= 0:
+                self.entry_uses[at >> 2] = 1
+                if pae:
+                    self.entry_uses[at + 4 >> 2] = 1
         page = linear >> PAGE_SHIFT
         physical = translation.physical & ~0xFFF
         self.entries[page] = TlbEntry(

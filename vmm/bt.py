@@ -24,11 +24,14 @@ from vmm.native.alarm import ALARM
 from vmm.native.cache import TC_BYTES, Exit, TranslationCache
 from vmm.native.fpulive import LiveFpu
 from vmm.native.fpupointers import recover
+from vmm.native.fragments import Fragment
 from vmm.native.fragmentstore import FragmentStore
 from vmm.native.modes import Mode
+from vmm.native.ramview import RamView
 from vmm.native.registers import GuestRegisters
 from vmm.native.routine import rflags_of
 from vmm.native.signals import CORE
+from vmm.native.softmemory import SoftMemory
 from vmm.native.spaces import Space, Spaces
 from vmm.native.tally import Stopwatch, Tally
 from vmm.native.windows import Refusal
@@ -44,7 +47,8 @@ SHORT_STRETCH_INSNS = 8
 GUARDED_INSNS = 48
 _LONGEST_ACCESS_BYTES = 16
 _NO_BUDGET = -1  # of a moment that never comes
-_HABITS = (Refusal.TRACE, Refusal.DEVICE)  # an instruction that faults so will do it again
+_HABITS = (Refusal.TRACE, Refusal.DEVICE, Refusal.TABLE, Refusal.VOLATILE)  # who faults so will do it again
+_SOFT_HABITS = (Refusal.TABLE, Refusal.VOLATILE)
 _PLAIN = (Effect.NEXT, Effect.BRANCH, Effect.REPEAT)  # leaves everything but general registers and flags alone
 
 
@@ -79,6 +83,7 @@ class BinaryTranslator(WatchedTranslator):
             verifier = Verifier(self._tc)
         self._spaces = Spaces(self._cpu, self._tc.state)
         self._windows = self._spaces.windows
+        self._ram_view = RamView(self._cpu.memory, self._tc.state)
         self._fpu = LiveFpu(self._cpu, self._tc.state)
         self._store = FragmentStore(
             self._cpu, self._tc, self._spaces, self._fpu, self._culprits, self._tally, self._stops, verifier
@@ -88,7 +93,11 @@ class BinaryTranslator(WatchedTranslator):
             self._tc.state.words[stateblock.CPUID + number] = value
         super().enter()
         self._cache.longest_insns = 1  # callouts come one at a time
+        self._soft = SoftMemory(self._cpu, self._tc.state, self._windows)
+        if self._culprits.volatile is not None:
+            self._windows.keep_out(self._culprits.volatile)
         self._spaces.attach()
+        self._soft.attach()
         self._registers = GuestRegisters(self._cpu, self._tc.state)
         self._cpu.memory.write_observers.append(self._store.code_written)
         self._store.on_give_up.append(self._cache.forget_page)
@@ -97,7 +106,9 @@ class BinaryTranslator(WatchedTranslator):
         """Hand the CPU over."""
         self._cpu.memory.write_observers.remove(self._store.code_written)
         self.flush_translations()
+        self._soft.close()
         self._spaces.detach()
+        self._ram_view.close()
         if self._tc is not None:
             self._tc.close()
             self._tc = None
@@ -117,6 +128,7 @@ class BinaryTranslator(WatchedTranslator):
             **self._counters,
             **self._windows.counters,
             **self._culprits.counters,
+            **self._soft.counters,
         }
 
     def translations(self) -> Translations:
@@ -203,9 +215,9 @@ class BinaryTranslator(WatchedTranslator):
     def _interpret_adapted(self, limit_icount: int) -> Stop | None:
         """Interpret an instruction that has been adapted; if it touches nothing that is watched, it may revert."""
         memory, eip = self._cpu.memory, self._cpu.state.eip
-        before = memory.other_accesses
+        before, has_moved = memory.other_accesses, self._soft.take_moved()
         stop = self._interpret(limit_icount)
-        for fragment in self._culprits.executed(eip, touched=memory.other_accesses != before):
+        for fragment in self._culprits.executed(eip, touched=has_moved or memory.other_accesses != before):
             self._store.drop_fragment(fragment)
         return stop
 
@@ -281,6 +293,7 @@ class BinaryTranslator(WatchedTranslator):
             quads[stateblock.TSC_AT_NO_BUDGET] = stateblock.signed(tsc)
             quads[stateblock.NS_PER_INSN] = clock.ns_per_insn
             words[stateblock.PENDING] = self._pending()
+            self._soft.publish(allowed=not self._guarding)
         target = space.table.get(state.eip) or self._store.find(space, state.eip)
         if target is None:
             return True
@@ -304,6 +317,9 @@ class BinaryTranslator(WatchedTranslator):
                 self._store.call_out(space, words[stateblock.EIP])
                 self._sync(limit_icount, words[stateblock.EIP])
                 self._is_judging = self._culprits.has(words[stateblock.EIP])
+                return True
+            elif reason == Exit.SOFT:
+                self._leave_soft(limit_icount)
                 return True
             elif reason == Exit.PORT:
                 target = self._access_port(space, limit_icount)
@@ -403,15 +419,15 @@ class BinaryTranslator(WatchedTranslator):
         linear = host - space.window.host
         is_access = is_access and 0 <= linear <= MASK32
         can_fill = is_access and not tc.is_budget_guard(host) and not self._is_late()
-        if can_fill and self._windows.fill(linear, write=write):
-            return fragment.start + unit.hosts[index]
-        retired = max(index, 0)
-        quads[stateblock.BUDGET] += unit.charged - retired
-        words[stateblock.SHADOW] = unit.shadows.get(index, SHADOW_NONE)
-        words[Gpr.ESP] = (words[Gpr.ESP] + unit.stack_offsets.get(index, 0)) & MASK32
-        self._sync(limit_icount, unit.eips[retired])
-        if unit.spans:
-            recover(unit.spans, retired, self._cpu.state)
+        can_be_soft = False
+        if can_fill:
+            if self._windows.fill(linear, write=write, insists=not self._soft.is_usable):
+                return fragment.start + unit.hosts[index]
+            if self._windows.refusal in _SOFT_HABITS:
+                can_be_soft = self._store.can_be_soft(fragment, index)
+                if not can_be_soft and self._windows.fill(linear, write=write):
+                    return fragment.start + unit.hosts[index]
+        self._leave_fragment(fragment, index, limit_icount)
         if index in unit.faulting_in_order:
             if words[stateblock.FAULT_SIGNAL * 2] == signal.SIGFPE and not quads[stateblock.FAULT_TRAP]:
                 raise GuestFault(Vector.DE)
@@ -419,10 +435,32 @@ class BinaryTranslator(WatchedTranslator):
             if can_fill and self._windows.refusal is Refusal.PAGE_FAULT and linear & 0xFFF >= _LONGEST_ACCESS_BYTES:
                 walk(self._cpu.memory, space.window.paging, linear, write=write, user=space.mode.user)
         is_habit = is_access and not tc.is_budget_guard(host) and self._windows.refusal in _HABITS
-        if is_habit and self._culprits.fault(fragment, unit.eips[retired]):
+        if is_habit and self._culprits.fault(fragment, self._cpu.state.eip, soft=can_be_soft):
             self._store.drop_fragment(fragment)
         self._count("budget exits" if tc.is_budget_guard(host) else "faults interpreted")
         return None
+
+    def _leave_fragment(self, fragment: Fragment, index: int, limit_icount: int) -> None:
+        """Emitted code has been left in instruction number `index` of a fragment, which is to be interpreted."""
+        assert self._tc is not None
+        unit, words = fragment.unit, self._tc.state.words
+        retired = max(index, 0)
+        self._tc.state.quads[stateblock.BUDGET] += unit.charged - retired
+        words[stateblock.SHADOW] = unit.shadows.get(index, SHADOW_NONE)
+        words[Gpr.ESP] = (words[Gpr.ESP] + unit.stack_offsets.get(index, 0)) & MASK32
+        self._sync(limit_icount, unit.eips[retired])
+        if unit.spans:
+            recover(unit.spans, retired, self._cpu.state)
+
+    def _leave_soft(self, limit_icount: int) -> None:
+        """The software path could not be taken, or is to be looked at: the instruction is interpreted."""
+        assert self._tc is not None
+        at = self._tc.state.quads[stateblock.ROUTINE_RETURN] - self._tc.host
+        fragment = self._store.index.at(at)
+        assert fragment is not None, "a soft form outside every fragment"
+        self._leave_fragment(fragment, fragment.index_at(at), limit_icount)
+        self._tally.call_out(self._cpu, self._cpu.state.eip)
+        self._is_judging = self._soft.look()
 
     def _leave_routine(self, space: Space, limit_icount: int, at: int, host: int, *, write: bool) -> int | None:
         """A routine met a page that its window does not have: back to before its instruction, and try again."""

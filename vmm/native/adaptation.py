@@ -13,8 +13,12 @@ instructions 5.1 to 1.3 s of CPU time with 95,550 to 4,979 callouts.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from vmm.native.fragments import Fragment
+from vmm.native.volatility import VolatileEntries
+
+if TYPE_CHECKING:
+    from vmm.native.fragments import Fragment
 
 # A guest that writes a table again and again, with no page of it touched in between, builds, copies or tears down an
 # address space, or has made another use of the memory: windows let go of the table, and its other entries are written
@@ -47,6 +51,15 @@ INSTRUCTION_WRITES_MOST = 4 << 8
 REWRITTEN_INNOCENT = 64
 REWRITE_WEIGHT = 32
 _INSTRUCTIONS = 4096
+
+# An instruction that faults on volatile pages, or on traces of page tables, gets a soft form: it walks the guest's
+# tables itself, in emitted code. That takes some 10 ns, where a fault takes 25 us and the plain form less than 1 ns; so
+# fewer faults are enough, and who need not have taken that way is found out by looking at one access of so many, which
+# takes 10 us. An entry may well say the same twice and change all the time, so it takes several such looks in a row
+# until the plain form is back.
+SOFT_FAULTS = 8
+SOFT_ACCESSES = 100_000
+SOFT_INNOCENT = 8
 
 
 @dataclass(slots=True)
@@ -98,6 +111,9 @@ class Culprit:
         writes_limit: how many stores to its bytes are.
         faults, writes: how many came since it was last translated plainly.
         is_adapted: whether it is a callout.
+        is_soft: whether it has a soft form, unless it is a callout.
+        soft_faults: how many of the faults could have been spared by one.
+        soft_limit: how many of these are put up with.
         is_loaded: whether its immediate operand is to be read where it stands.
         first, end: offsets in its page of it and behind it, if stores to it are followed, else 0.
         is_new: it was written to since it was last executed.
@@ -113,6 +129,9 @@ class Culprit:
     faults: int = 0
     writes: int = 0
     is_adapted: bool = False
+    is_soft: bool = False
+    soft_faults: int = 0
+    soft_limit: int = SOFT_FAULTS
     is_loaded: bool = False
     first: int = 0
     end: int = 0
@@ -123,6 +142,10 @@ class Culprit:
 
     def execute(self, *, touched: bool) -> bool:
         """It was interpreted, and touched what is watched or not; whether it is to revert."""
+        if self.is_soft and not self.is_adapted:
+            self.balance += touched
+            self.innocent = 0 if touched else self.innocent + 1
+            return self.innocent >= SOFT_INNOCENT
         if self.end:
             weight, enough = REWRITE_WEIGHT * (self.is_new or touched), REWRITTEN_INNOCENT
             self.is_new = False
@@ -135,7 +158,11 @@ class Culprit:
     def revert(self) -> None:
         """It gets its plain form back."""
         paid = self.balance > ADAPTATION_WEIGHT
-        if self.end:
+        if self.is_soft:
+            self.soft_limit = SOFT_FAULTS if self.balance else min(2 * self.soft_limit, INSTRUCTION_FAULTS_MOST)
+            self.is_soft = False
+            self.soft_faults = 0
+        elif self.end:
             self.writes_limit = INSTRUCTION_WRITES if paid else min(2 * self.writes_limit, INSTRUCTION_WRITES_MOST)
         else:
             self.limit = INSTRUCTION_FAULTS if paid else min(2 * self.limit, INSTRUCTION_FAULTS_MOST)
@@ -150,19 +177,34 @@ class Culprits:
 
     Attributes:
         counters: adaptations and reversions since the start.
+        volatile: page-table entries whose pages may be kept out of the windows; None where nothing is adapted.
     """
 
+    volatile: VolatileEntries | None = field(default_factory=VolatileEntries)
     counters: dict[str, int] = field(
-        default_factory=lambda: {"adaptations": 0, "adaptations to written code": 0, "reversions": 0}
+        default_factory=lambda: {"adaptations": 0, "adaptations to written code": 0, "soft forms": 0, "reversions": 0}
     )
     _by_page: dict[int, dict[int, Culprit]] = field(default_factory=dict)
     _adapted: dict[int, list[Culprit]] = field(default_factory=dict)  # by guest address
     _written: dict[int, list[Culprit]] = field(default_factory=dict)  # those that are written to, by page of RAM
     _count: int = 0
 
-    def fault(self, fragment: Fragment, eip: int) -> bool:
-        """The instruction at `eip` of a fragment has faulted; whether that is to be translated anew."""
+    def fault(self, fragment: Fragment, eip: int, *, soft: bool = False) -> bool:
+        """The instruction at `eip` of a fragment has faulted; whether that is to be translated anew.
+
+        Args:
+            fragment: where it is.
+            eip: its address.
+            soft: a soft form would not have faulted.
+        """
         culprit = self._of(fragment, eip)
+        if soft:
+            culprit.soft_faults += 1
+            if culprit.soft_faults >= culprit.soft_limit and not culprit.is_soft:
+                culprit.is_soft = True
+                self._enter(culprit)
+                self.counters["soft forms"] += 1
+            return culprit.is_soft
         culprit.faults += 1
         if culprit.faults >= culprit.limit and not culprit.is_adapted:
             self._adapt(culprit)
@@ -211,8 +253,18 @@ class Culprits:
 
     def _adapt(self, culprit: Culprit) -> None:
         culprit.is_adapted = True
-        self._adapted.setdefault(culprit.eip, []).append(culprit)
+        self._enter(culprit)
         self.counters["adaptations"] += 1
+
+    def _enter(self, culprit: Culprit) -> None:
+        known = self._adapted.setdefault(culprit.eip, [])
+        if culprit not in known:
+            known.append(culprit)
+
+    def soft(self, ram_page: int) -> frozenset[int]:
+        """The addresses of a page's instructions that are to have a soft form."""
+        page = self._by_page.get(ram_page)
+        return frozenset(each.eip for each in page.values() if each.is_soft) if page else frozenset()
 
     def adapted(self, ram_page: int) -> frozenset[int]:
         """The addresses of a page's instructions that are not to be translated plainly."""
@@ -229,7 +281,7 @@ class Culprits:
         if page:
             for eip in fragment.unit.eips:
                 culprit = page.get(eip)
-                if culprit is not None and culprit.is_adapted:
+                if culprit is not None and (culprit.is_adapted or culprit.is_soft):
                     culprit.fragments.append(fragment)
 
     def has(self, eip: int) -> bool:

@@ -39,6 +39,7 @@ from vmm.native.operands import (
 )  # fmt: skip
 from vmm.native.routines import WITH_IMAGE, emit_routines
 from vmm.native.signals import CORE, SLOT_BYTES
+from vmm.native.softroutines import emit_soft_routines
 from vmm.native.stateblock import StateBlock, field, gpr
 
 TC_BYTES = SLOT_BYTES
@@ -62,6 +63,7 @@ class Exit(IntEnum):
     CALLOUT = 3  # R8D: the address of an instruction to be interpreted
     FAULT = 4  # a signal: see the fault fields
     PORT = 5  # a port access: see the port fields
+    SOFT = 6  # the software path cannot be taken to `soft_linear`, or has been taken often enough
 
 
 class TranslationCache:
@@ -184,6 +186,7 @@ class TranslationCache:
         assembler.align(16)
         self._routines_at = len(assembler.code)
         self.routines = emit_routines(assembler, self.host + exit_offsets[Exit.CALLOUT])
+        self.routines |= emit_soft_routines(assembler, self.host + exit_offsets[Exit.SOFT])
         code = assembler.finish()
         assert len(code) <= _STUBS_BYTES
         self.place(code)

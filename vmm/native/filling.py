@@ -36,6 +36,8 @@ class Refusal(IntEnum):
     DEVICE = 2  # no RAM is there, or the tables are not in RAM
     TRACE = 3  # a write to a page that somebody watches, or to ROM
     SPURIOUS = 4  # the page was mapped for this access already
+    TABLE = 5  # a write to a page with page tables and nothing else that is watched
+    VOLATILE = 6  # the page is kept out, as its entry changes all the time
 
 
 class Filler:
@@ -53,8 +55,10 @@ class Filler:
         self.refusal = Refusal.NONE
         self.counters = {"hidden faults": 0, "trace faults": 0, "device faults": 0}
 
-    def fill(self, window: Window, linear: int, *, write: bool) -> bool:
+    def fill(self, window: Window, linear: int, *, write: bool, insists: bool = True) -> bool:
         """Map the page at `linear`, as an access of the guest demands it; False if `refusal` says why not.
+
+        A volatile page is mapped only for who `insists`.
 
         Raises:
             HostMemoryError: the host refuses a mapping; what is mapped is on the books.
@@ -68,14 +72,14 @@ class Filler:
                 return False
         region.writes_since_fill = 0
         if region.table >= 0:
-            refusal = self._fill_page(window, region, linear, write, touched_before)
+            refusal = self._fill_page(window, region, linear, write, touched_before, insists=insists)
         else:
             refusal = self._fill_large(window, region, linear, write)
         self.refusal = refusal
         if refusal:
             if not is_known and not region.mapped and window.regions.get(linear >> window.region_shift) is region:
                 self._shadows.forget(window, region)
-            if refusal is Refusal.TRACE:
+            if refusal in (Refusal.TRACE, Refusal.TABLE):
                 self.counters["trace faults"] += 1
             elif refusal is Refusal.DEVICE:
                 self.counters["device faults"] += 1
@@ -146,7 +150,16 @@ class Filler:
         self._shadows.begin(window, region)
         return region, path == before
 
-    def _fill_page(self, window: Window, region: Region, linear: int, write: bool, touched_before: bool) -> Refusal:
+    def _fill_page(
+        self,
+        window: Window,
+        region: Region,
+        linear: int,
+        write: bool,
+        touched_before: bool,
+        *,
+        insists: bool = True,
+    ) -> Refusal:
         """Map the page that the page table has for `linear`."""
         index = (linear >> PAGE_SHIFT) - region.first_page
         cells, base = (
@@ -166,7 +179,9 @@ class Filler:
         ram_page = at >> PAGE_SHIFT
         watched = self._flags[ram_page]
         if write and watched:
-            return Refusal.TRACE
+            return Refusal.TRACE if watched & ~_TABLE_FLAGS else Refusal.TABLE
+        if index in region.kept_out and self._shadows.stays_out(region, index, entry, insists=insists):
+            return Refusal.VOLATILE
         wanted = entry | (ACCESSED | DIRTY if write else ACCESSED)
         kind = WRITABLE if writable and wanted & DIRTY and not watched else READABLE
         old = region.kinds[index]
@@ -199,7 +214,7 @@ class Filler:
         elif ram_page < _FIRST_PAGE_AFTER_HOLE:
             return index, 1
         else:
-            below, above = ram_page - _FIRST_PAGE_AFTER_HOLE, len(self._flags) - 1 - ram_page
+            below, above = ram_page - _FIRST_PAGE_AFTER_HOLE, (self._memory.ram_bytes >> PAGE_SHIFT) - 1 - ram_page
         kinds, flags = region.kinds, self._flags
         free = kinds[index + 1 : index + 1 + above]
         above = len(free) - len(free.lstrip(b"\0"))
@@ -207,6 +222,11 @@ class Filler:
         below = len(free) - len(free.rstrip(b"\0"))
         above = _run_length(cells, base + index, 1, above)
         below = _run_length(cells, base + index, -1, below)
+        for at in region.kept_out:
+            if index < at <= index + above:
+                above = at - 1 - index
+            elif index - below <= at < index:
+                below = index - 1 - at
         if kind == WRITABLE:
             free = flags[ram_page + 1 : ram_page + 1 + above]
             above = len(free) - len(free.lstrip(b"\0"))
@@ -218,7 +238,7 @@ class Filler:
         """Map what the guest has touched of the pages beside one, wherever they are in RAM."""
         first = index & -AROUND_PAGES
         for at, entry in enumerate(cells[base + first : base + first + AROUND_PAGES].tolist(), first):
-            if entry & _TOUCHED != _TOUCHED or region.kinds[at] or entry & PAE_RESERVED:
+            if entry & _TOUCHED != _TOUCHED or region.kinds[at] or entry & PAE_RESERVED or at in region.kept_out:
                 continue
             if window.user and not entry & US:
                 continue
@@ -246,8 +266,9 @@ class Filler:
             return Refusal.NONE if fresh else Refusal.SPURIOUS
         if old == WRITABLE:
             return Refusal.NONE if fresh else Refusal.SPURIOUS
-        if self._flags[region.ram_pages[index]]:
-            return Refusal.TRACE
+        watched = self._flags[region.ram_pages[index]]
+        if watched:
+            return Refusal.TRACE if watched & ~_TABLE_FLAGS else Refusal.TABLE
         if region.dirty:
             self._shadows.change_rights(window, region, index, 1, WRITABLE)
             return Refusal.NONE

@@ -21,7 +21,7 @@ from vmm.native.fragments import Fragment, FragmentIndex
 from vmm.native.modes import Mode
 from vmm.native.spaces import Space, Spaces
 from vmm.native.tally import Tally
-from vmm.native.translator import translate
+from vmm.native.translator import can_be_soft, translate
 
 if TYPE_CHECKING:
     from vmm.native.verifier import Verifier
@@ -134,6 +134,7 @@ class FragmentStore:
             self._cpu.model.instructions,
             self._culprits.loaded(ram_page),
             self._bytes_beyond(mode, eip, len(data)),
+            self._culprits.soft(ram_page),
         )
         if unit.floating:
             self._fpu.used = True
@@ -179,6 +180,14 @@ class FragmentStore:
             self._ends[ram_page, eip] = count
             if count <= ENDS_PUT_UP_WITH:
                 self.drop_fragment(fragment)
+
+    def can_be_soft(self, fragment: Fragment, index: int) -> bool:
+        """Whether instruction number `index` of a fragment can have a soft form."""
+        if fragment.unit.straddles:
+            return False
+        first = fragment.ram_page << PAGE_SHIFT | fragment.mode.linear(fragment.unit.eips[max(index, 0)]) & 0xFFF
+        data = bytes(self._cpu.memory.ram8[first : min(first | 0xFFF, first + MAX_INSTRUCTION_BYTES - 1) + 1])
+        return can_be_soft(fragment.mode, data, self._cpu.model.instructions)
 
     def retranslate(self, linear_addresses: AbstractSet[int], physical_addresses: AbstractSet[int]) -> None:
         """Drop the fragments of pages in which instructions are stopped at, or are no more."""

@@ -125,8 +125,12 @@ _KINDS: Final[Mapping[str, Callable[[Operand], bool]]] = {
     "reg": _is_reg,
     "imm": lambda operand: operand.kind == "constant",
     "win": _is_window,
-    "val": lambda operand: _is_reg(operand) or _is_window(operand) or operand.kind == "constant",
+    "val": lambda operand: (
+        _is_reg(operand) or (_is_window(operand) and operand.bits <= 32) or operand.kind == "constant"
+    ),
     "ea": _is_address,
+    "ram": lambda operand: _is_displaced(operand, "r8") and not operand.number and operand.bits <= 32,
+    "wide": lambda operand: _is_displaced(operand, "r8") and not operand.number and operand.bits == 64,
     "rel": lambda operand: operand.kind == "target",
     "xmm": lambda operand: operand.kind == "fpu" and re.fullmatch("xmm[0-7]", operand.text) is not None,
     "mm": lambda operand: operand.kind == "fpu" and re.fullmatch("mm[0-7]", operand.text) is not None,
@@ -146,6 +150,8 @@ def _predicate(kind: str) -> Callable[[Operand], bool]:
     known = _KINDS.get(kind)
     if known is not None:
         return known
+    if kind.isdigit():
+        return lambda operand: operand.kind == "constant" and operand.number == int(kind)
     size, bracket, rest = kind.partition("[")
     literal, size = (bracket + rest, size.strip()) if bracket else (kind, "")
     bits = next((bits for bits, name in _SIZE_NAMES.items() if name == size), 0)

@@ -11,7 +11,7 @@ from iced_x86 import Code, Decoder, Instruction, Mnemonic, OpKind, RegisterExt
 
 from machine.instructions.operands import CONDITION_NAMES
 from vmm.blocks import PREFIXES
-from vmm.native import guest, segmented
+from vmm.native import guest, segmented, soft
 from vmm.native.assembler import modrm
 from vmm.native.operands import R8D, R9D, Memory, address
 from vmm.native.operands import Register as HostRegister
@@ -60,14 +60,15 @@ def emit_ident(draft: Draft, instruction: Instruction, raw: bytes, decoder: Deco
         opcode = b"\x80"  # the host refuses the alias
     out = bytearray()
     if has_memory:
-        operand = guest.memory(instruction) if is_lea else segmented.operand(draft, instruction)
+        operand = guest.memory(instruction) if is_lea else _operand(draft, instruction)
         if operand is None:
             return False
-        if high and operand.base is R8D:
+        is_computed = operand.base is not None and operand.base.number == R8D.number
+        if high and is_computed:
             return _emit_high(draft, instruction, opcode, operand)
-        if operand.base is R8D and opcode in _MOFFS:
+        if is_computed and opcode in _MOFFS:
             opcode, rest, shape = _MOFFS[opcode], b"\0", replace(shape, modrm=True)
-        out += b"\x65\x67" if operand.gs else b"\x67"
+        out += _prefixes(operand)
         if shape.modrm:
             rex |= 1 if operand.base is not None and operand.base.number >= 8 else 0
             constants = decoder.get_constant_offsets(instruction)
@@ -80,6 +81,19 @@ def emit_ident(draft: Draft, instruction: Instruction, raw: bytes, decoder: Deco
         out.append(0x40 | rex)
     draft.asm.raw(bytes(out) + opcode + rest)
     return True
+
+
+def _operand(draft: Draft, instruction: Instruction) -> Memory | None:
+    """The memory operand in the window, or by the software path."""
+    if instruction.ip32 in draft.soft and not draft.straddles and soft.is_possible(draft.mode, instruction):
+        return soft.operand(draft, instruction)
+    return segmented.operand(draft, instruction)
+
+
+def _prefixes(operand: Memory) -> bytes:
+    """Those that a memory operand asks for."""
+    is_place = operand.base is not None and operand.base.bits == 64
+    return b"\x65\x67" if operand.gs else b"" if is_place else b"\x67"
 
 
 def _emit_bit_string(draft: Draft, instruction: Instruction) -> bool:
@@ -143,7 +157,7 @@ def _emit_high(draft: Draft, instruction: Instruction, opcode: bytes, operand: M
     number = RegisterExt.number(named) - 4
     if is_source:
         emit("rorx", R9D, HostRegister(number, 32), 8)
-        draft.asm.raw(b"\x65\x67\x45" + opcode + modrm(1, operand))
+        draft.asm.raw(_prefixes(operand) + b"\x45" + opcode + modrm(1, operand))
         return True
     emit("movzx", R9D, operand)
     exchange = b"\x86" + bytes([0xC0 | number + 4 << 3 | number])

@@ -31,10 +31,10 @@ class RamView:
         self._memory = memory
         self._block = block
         self.host = hostmemory.reserve(_VIEW_BYTES)
-        hostmemory.map_file(self.host, HOLE_FIRST, memory.ram_fd, 0, writable=False)
+        hostmemory.map_file(self.host, HOLE_FIRST, memory.ram_fd, 0, writable=True)
         behind_bytes = memory.ram_bytes - (HOLE_LAST + 1)
         if behind_bytes:
-            hostmemory.map_file(self.host + HOLE_LAST + 1, behind_bytes, memory.ram_fd, HOLE_LAST + 1, writable=False)
+            hostmemory.map_file(self.host + HOLE_LAST + 1, behind_bytes, memory.ram_fd, HOLE_LAST + 1, writable=True)
         block.quads[_VIEW] = self.host
         self._map_changed()
         memory.map_observers.append(self._map_changed)

@@ -30,6 +30,7 @@ class Region:
         mapped: how many are not UNMAPPED.
         boundaries: how often two neighbouring pages cannot be one host mapping.
         volatile: the pages that a store to the table has unmapped; they are mapped alone, for they may well go again.
+        kept_out: the pages that are not mapped on a touch, as their entries change all the time.
         frames: where the owner of the windows has entered it.
         writes_since_fill: stores to its table since a page of it was last filled.
     """
@@ -47,6 +48,7 @@ class Region:
     mapped: int = 0
     boundaries: int = 0
     volatile: set[int] = field(default_factory=set)
+    kept_out: set[int] = field(default_factory=set)
     frames: set[int] = field(default_factory=set)
     writes_since_fill: int = 0
     _ram_pages: bytearray = field(init=False)

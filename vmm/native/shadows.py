@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from machine.clock import Clock
 from machine.memory import HOLDS_TABLE, PAGE_SHIFT, PhysicalMemory
 from machine.paging import ACCESSED, DIRTY, PAE_ADDRESS, PAE_RESERVED, RW, US, P
 from machine.state import CpuState
 from vmm.native import hostmemory
 from vmm.native.adaptation import TableWrites
 from vmm.native.regions import EDGE_MAPPINGS, READABLE, UNMAPPED, WRITABLE, Region
+from vmm.native.volatility import VolatileEntries
 from vmm.native.withheld import Withheld
 
 WINDOW_BYTES = 1 << 32
@@ -80,6 +82,8 @@ class Shadows:
         lets_go: a page table that is written time and again is not shadowed for a while, and a page that its entry
             moves is mapped anew at once; False where somebody wants to be asked before a page is mapped.
         withheld: pages that fault in spite of what they are mapped for.
+        volatile: entries whose pages may be kept out of the windows, with the clock for them; None: no page is.
+        entry_uses: a byte for each doubleword of RAM that is set before anything depends on an entry there, or None.
         on_drop: told of each page that is mapped no more: the window's host address, the linear page number.
         counters: what happened since the start.
     """
@@ -98,6 +102,8 @@ class Shadows:
         self._table_writes = TableWrites()
         self.lets_go = True
         self.withheld = Withheld()
+        self.volatile: tuple[VolatileEntries, Clock] | None = None
+        self.entry_uses: memoryview | None = None
         self.on_drop: list[Callable[[int, int], None]] = []
         self.counters = {"pages mapped": 0, "pages dropped": 0, "page tables given up": 0}
 
@@ -124,7 +130,10 @@ class Shadows:
         for at, _, _ in region.uppers:
             self._by_upper.setdefault(at, {})[region] = window
             self._use(at >> PAGE_SHIFT)
+            self._note_use(at, 8 if region.page_count == 512 else 4)
         if region.table >= 0:
+            if self.volatile is not None:
+                region.kept_out = self.volatile[0].kept_out(region.table)
             self._table_writes.take_back(region.table, self._memory.ram8[region.table : region.table + 4096])
             self._by_table.setdefault(region.table, {})[region] = window
             self._use(region.table >> PAGE_SHIFT)
@@ -195,6 +204,9 @@ class Shadows:
         """
         host = region.host + (first << PAGE_SHIFT)
         offset = ram_page << PAGE_SHIFT
+        if region.table >= 0:
+            size = 4096 // region.page_count
+            self._note_use(region.table + first * size, count * size)
         hostmemory.map_file(host, count << PAGE_SHIFT, self._memory.ram_fd, offset, writable=kind == WRITABLE)
         MappingLedger.used += region.set_run(first, count, kind, ram_page)
         if self.withheld:
@@ -212,6 +224,30 @@ class Shadows:
                 users = frames[frame] = {}
             users[region] = window
             region.frames.add(frame)
+
+    def _note_use(self, at: int, length: int) -> None:
+        """Something depends on the entries in so many bytes of RAM."""
+        if self.entry_uses is not None:
+            self.entry_uses[at >> 2 : at + length >> 2] = b"\1" * (length >> 2)
+
+    def depend_on(self, cell: int) -> bool:
+        """Whether a window depends on the entry that the doubleword at offset `cell` of RAM is, or is a part of."""
+        if cell in self._by_upper or cell & -8 in self._by_upper:
+            return True
+        regions = self._by_table.get(cell & -4096, ())
+        return any(region.kinds[(cell & 4095) // (4096 // region.page_count)] for region in regions)
+
+    def stays_out(self, region: Region, index: int, value: int, *, insists: bool) -> bool:
+        """Whether a page that is kept out, and touched now, stays so; `value` is what its entry says."""
+        assert self.volatile is not None
+        entries, _ = self.volatile
+        if insists:
+            entries.insist(region.table, index)
+        elif entries.touch(region.table, index, value & ~_ACCESSED_DIRTY):
+            return True
+        for each in self._by_table[region.table]:
+            each.kept_out.discard(index)
+        return False
 
     def change_rights(self, window: Window, region: Region, first: int, count: int, kind: int) -> None:
         """Let pages that are mapped be written to, or not any more."""
@@ -304,6 +340,8 @@ class Shadows:
 
         The page goes, moves, comes back, or loses the right to be written to.
         """
+        if index in region.kept_out:
+            return
         if region.page_count == 512:
             entry = self.cells64[(region.table >> 3) + index]
         else:
@@ -314,16 +352,30 @@ class Shadows:
         at = -1 if gone else self._memory.ram_address(entry & PAE_ADDRESS)
         ram_page = at >> PAGE_SHIFT
         if old and (at < 0 or (not self.lets_go and ram_page != region.ram_pages[index])):
+            self._note_change(region, index)
             self._drop_page(window, region, index)
             return
         if at < 0 or not (old or self.lets_go):
             return
         is_written = region.writable and entry & DIRTY and (entry & RW or not window.key & PROTECT_KEY)
         if not old or ram_page != region.ram_pages[index]:
+            if self._note_change(region, index):
+                if old:
+                    self._drop_page(window, region, index)
+                return
             kind = WRITABLE if is_written and not self._flags[ram_page] else READABLE
             self._move_page(window, region, index, kind, ram_page)
         elif old == WRITABLE and not is_written:
             self.change_rights(window, region, index, 1, READABLE)
+
+    def _note_change(self, region: Region, index: int) -> bool:
+        """The page of an entry goes, moves or comes back; whether it is kept out of the windows from now on."""
+        if self.volatile is None:
+            return False
+        entries, clock = self.volatile
+        if entries.change(region.table, index, clock.icount):
+            region.kept_out.add(index)
+        return index in region.kept_out
 
     def _move_page(self, window: Window, region: Region, index: int, kind: int, ram_page: int) -> None:
         """Let a page be elsewhere. Its entry says that the guest has touched it, so nothing is told of a touch."""

@@ -53,6 +53,15 @@ _FIELDS = (
     ("routine_access", 4),
     ("segments_new", 8),
     ("parked", 4),  # a value that emitted code keeps aside within one instruction
+    # Of the software path to memory: size of RAM, or 0 if it is not to be taken; how many more may take it before
+    # Python looks; the linear address; the size of the access - 1; and an entry that it has met.
+    ("soft_limit", 4),
+    ("soft_left", 4),
+    ("soft_linear", 4),
+    ("soft_last", 4),
+    ("soft_entry", 4),
+    ("page_flags", 8),  # host addresses of a byte for each page and of one for each doubleword of an entry
+    ("entry_uses", 8),
     # Of a string instruction in `narrowstrings`: the guest's registers, and the linear addresses where it began.
     ("string_esi", 4),
     ("string_edi", 4),
@@ -215,6 +224,12 @@ CPUID = OFFSETS["cpuid"] // 4
 PORT = OFFSETS["port"] // 4
 PORT_ACCESS = OFFSETS["port_access"] // 4
 PORT_RESUME = OFFSETS["port_resume"] // 4
+SOFT_LIMIT = OFFSETS["soft_limit"] // 4
+SOFT_LEFT = OFFSETS["soft_left"] // 4
+SOFT_LINEAR = OFFSETS["soft_linear"] // 4
+PAGE_FLAGS = OFFSETS["page_flags"] // 8
+ENTRY_USES = OFFSETS["entry_uses"] // 8
+ROUTINE_RETURN = OFFSETS["routine_return"] // 8
 ROUTINE_NEXT = OFFSETS["routine_next"] // 4
 CR2 = OFFSETS["cr2"] // 4
 DELIVERIES = OFFSETS["deliveries"] // 4

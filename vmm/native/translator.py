@@ -20,6 +20,7 @@ from machine.instructions.operands import CONDITION_NAMES
 from machine.instructions.table import FPU_FEATURES
 from vmm.blocks import OPTIONS
 from vmm.native import flow, guest, narrow, narrowstrings, stack, straddling, strings, system
+from vmm.native import soft as soft_forms
 from vmm.native.cache import TranslationCache
 from vmm.native.floating import FLOATING, emit_floating, prepare_pointers
 from vmm.native.ident import IDENT, emit_ident
@@ -102,6 +103,7 @@ def translate(
     features: frozenset[int] = P6_INSTRUCTIONS,
     patched: frozenset[int] = frozenset(),
     beyond: bytes = b"",
+    soft: frozenset[int] = frozenset(),
 ) -> Unit:
     """Translate from `eip` on, up to 32 instructions, an unconditional transfer, a callout, or the end of the page.
 
@@ -118,8 +120,9 @@ def translate(
         features: the instruction sets that the CPU has.
         patched: guest addresses of instructions whose immediate operand is read where it stands, if that is possible.
         beyond: the first bytes of the next page, if they are known and there may be need of them.
+        soft: guest addresses of instructions that are to have a soft form, if that is possible.
     """
-    draft = Draft(tc, mode, eip, MAX_TU_INSTRUCTIONS, patched=patched, known=_known(mode))
+    draft = Draft(tc, mode, eip, MAX_TU_INSTRUCTIONS, patched=patched, known=_known(mode), soft=soft)
     decoder = Decoder(16 if mode.is_narrow else 32, data, OPTIONS, eip)
     next_eip = end_eip = eip
     # What is in the shadow of STI stays with it, so that no budget ends between them.
@@ -195,7 +198,8 @@ def _emit(
         return False
     if draft.pointers.pending:
         prepare_pointers(draft, instruction, row.mnemonic)
-    if draft.stack_offset and not _leaves_stack_unsettled(instruction, row.mnemonic):
+    is_soft = instruction.ip32 in draft.soft
+    if draft.stack_offset and (is_soft or not _leaves_stack_unsettled(instruction, row.mnemonic)):
         draft.settle_stack()
     before = len(draft.asm.code)
     stack_offset = draft.stack_offset
@@ -255,6 +259,8 @@ def _emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect,
         return False
     offset = instruction.ip32 - draft.eip
     raw = data[offset : offset + instruction.len]
+    if instruction.ip32 in draft.soft:
+        return emit_ident(draft, instruction, raw, decoder)
     known = draft.known.get(raw)
     if known is not None:
         draft.asm.raw(known)
@@ -272,6 +278,17 @@ def _emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect,
 def _known(_mode: Mode) -> dict[bytes, bytes]:
     """What IDENT has made of guest instructions in a mode: the same wherever they stand."""
     return {}
+
+
+def can_be_soft(mode: Mode, data: bytes, features: frozenset[int]) -> bool:
+    """Whether an instruction, which `data` begins with, can have a soft form; not if it straddles two pages."""
+    if not mode.is_plain:
+        return False
+    instruction = Decoder(32, data, OPTIONS).decode()
+    row = None if instruction.is_invalid else lookup(instruction.code, features)
+    if row is None or row.mnemonic not in IDENT or row.effect is not Effect.NEXT:
+        return False
+    return soft_forms.is_possible(mode, instruction)
 
 
 def _emit_patched(draft: Draft, instruction: Instruction) -> bool:

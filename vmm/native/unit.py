@@ -134,6 +134,7 @@ class Draft:
         straddles: as of `Unit`.
         beyond: the bytes that its instruction has in the next page.
         known: the host code of guest instructions that IDENT has met, by their bytes.
+        soft: guest addresses of instructions that are to have a soft form.
     """
 
     tc: TranslationCache
@@ -159,6 +160,7 @@ class Draft:
     straddles: bool = False
     beyond: bytes = b""
     known: dict[bytes, bytes] = field(default_factory=dict)
+    soft: AbstractSet[int] = frozenset()
     _charge_at: int = 0
     _refunds: list[tuple[int, int]] = field(default_factory=list)
     _side_exits: list[SideExit] = field(default_factory=list)
@@ -233,11 +235,15 @@ class Draft:
     def call_routine(self, name: str, eip: int, next_eip: int) -> None:
         """Call a routine of the TC, with its argument in R9D, for the last instruction of this TU."""
         self._name_instruction(eip, next_eip)
+        self.enter_routine(name)
+        self.is_complete = True
+
+    def enter_routine(self, name: str) -> None:
+        """Call a routine of the TC that needs to know nothing but where to go on."""
         self.asm.emit("lea", R8, address(R13, _CHARGE_PLACEHOLDER))
         at = len(self.asm.code)
         self.asm.jump_to("jmp", self.tc.host + self.tc.routines[name])
         self.asm.code[at - 4 : at] = (self.tc.position + len(self.asm.code)).to_bytes(4, "little")
-        self.is_complete = True
 
     def go_to_routine(self, name: str, eip: int, next_eip: int) -> None:
         """The same with a routine that goes on elsewhere."""

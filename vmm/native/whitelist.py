@@ -9,19 +9,20 @@ Kinds of operands:
     reg     a guest register where it lives (EAX … EDI, R12D for ESP), R8 or R9, of 8, 16 or 32 bits
     imm     a constant
     win     memory in the window: GS and a 32-bit effective address (prefixes 65h and 67h)
-    val     reg, imm or win
+    val     reg, imm or win, of up to 32 bits
     ea      an address for LEA, from registers that `reg` names; nothing is accessed
     xmm mm st   a register of the FPU that the guest has (XMM0 to XMM7)
+    ram     [r8], where that is in the view of RAM: no GS, a 64-bit address; of up to 32 bits, `wide` of 64
     rel     a direct branch: to a boundary of the fragment, a stub, or a known entry
     state   memory in one field of the state block, [r15+constant]; `state.NAME` in this one; `out` in one of WRITABLE;
             `slot` in any but those of PROTECTED
-    r9d, qword [r14+r8*4+16], …   exactly this
+    r9d, qword [r14+r8*4+16], …   exactly this; of a constant its number
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from machine.instructions.operands import CONDITION_NAMES
@@ -34,13 +35,13 @@ WRITABLE: Final = frozenset(
         *("gpr", "eip", "reason", "detail", "interrupt_flag", "interrupt_flag_before", "shadow"),
         *("routine_eip", "routine_next", "port", "port_access", "port_resume"),
         *("fpu_ip", "fpu_cs", "fpu_dp", "fpu_ds", "fpu_op"),
-        *("segments", "segment_bases", "parked", "target_eip"),
+        *("segments", "segment_bases", "parked", "target_eip", "soft_last"),
         *("string_esi", "string_edi", "string_ecx", "string_source", "string_destination"),
     )
 )
 
 # Fields that not even the stubs store to but by forms of their own.
-PROTECTED: Final = frozenset({"window", "routine_return", "ram_view"})
+PROTECTED: Final = frozenset({"window", "routine_return", "ram_view", "page_flags", "entry_uses"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,9 @@ class Fact:
     Attributes:
         kind: `any`; `below`: less than 2**number; `const`: equal to number; `window`, the current window's address;
             `pointer`, that plus a 32-bit number; `gate`, where the FPU's gates lead; `page`, that of the guest's FPU
-            registers; `ram`, the flat view of RAM; `negative`, -1 if the budget is used up, else 0; `offset`, from the
+            registers; `ram`, the view of all RAM, `place`, that plus a 32-bit number; `page_flags` and `entry_uses`,
+            tables of the engine with a byte for each page, and for each doubleword of an entry; `negative`, -1 if the
+            budget is used up, else 0; `offset`, from the
             dispatch table; `entry`, an address from there; `shifted`, the value `of` shifted right by `number`;
             `code`, the address of a boundary of this fragment; `flags`, RFLAGS, which take less than 32 bits.
         number: see there.
@@ -85,8 +88,9 @@ class Fact:
 ANY: Final = Fact("any")
 U32: Final = Fact("below", 32)
 WINDOW, POINTER, NEGATIVE, OFFSET, ENTRY = map(Fact, ("window", "pointer", "negative", "offset", "entry"))
-GATE, FPU_PAGE, RAM = map(Fact, ("gate", "page", "ram"))
+GATE, FPU_PAGE = map(Fact, ("gate", "page"))
 CODE, FLAGS = map(Fact, ("code", "flags"))
+RAM, PLACE, PAGE_FLAGS, ENTRY_USES = map(Fact, ("ram", "place", "page_flags", "entry_uses"))
 # How often a REP may be repeated, by the bytes of an element, so that it stays in the window and the 4 GiB behind it.
 REP_BITS: Final = {1: 32, 2: 31, 4: 30}
 
@@ -258,5 +262,40 @@ _WALK = (
     Form("mov", "edx, dword [r9+rax+4]", "the upper half of an entry", needs=_IN_RAM, stub=True),
 )
 
-FORMS: Final[tuple[Form, ...]] = (*_FLOW, *_BUDGET, *_SEGMENTED, *_STRINGS, *_SYSTEM, *_STATE, *_COMPUTING, *_FLOATING)
-STUB_FORMS: Final[tuple[Form, ...]] = (*_WALK, *_ROUTINES, *_STUBS, *FORMS)
+_AT_PLACE = {"r8": PLACE}
+_RAM_FOR = {"val": "ram", "win": "wide"}  # what stands for it in a soft form
+_SOFT = (
+    Form("mov", "r8, qword [state.ram_view]", "4 GiB with the guest's RAM and nothing else", gives={"r8": RAM}),
+    Form("lea", "r8, [r8+r9]", "a place in it", needs={"r8": RAM, "r9": U32}, gives=_AT_PLACE),
+    *(
+        replace(
+            form, operands=", ".join((*kinds[:n], _RAM_FOR[kind], *kinds[n + 1 :])), why="soft form", needs=_AT_PLACE
+        )
+        for form in _COMPUTING
+        for kinds in (form.operands.split(", "),)
+        for n, kind in enumerate(kinds)
+        if kind in _RAM_FOR
+    ),
+)
+_RAM_AND = {"rdx": RAM, "rcx": U32}
+_FLAGS_AND = {"r8": PAGE_FLAGS, "rax": Fact("below", 20)}
+_SOFT_ROUTINES = (
+    Form("mov", "rdx, qword [state.ram_view]", "RAM", gives={"rdx": RAM}, stub=True),
+    Form("mov", "ecx, dword [rdx+rcx]", "an entry of a page directory", _RAM_AND, stub=True),
+    Form("mov", "eax, dword [rdx+rcx]", "an entry of a page table", _RAM_AND, stub=True),
+    Form("mov", "dword [rdx+rcx], eax", "its A and D bits", _RAM_AND, stub=True),
+    Form("mov", "r8, qword [state.page_flags]", "a byte for each of 2**20 pages", gives={"r8": PAGE_FLAGS}, stub=True),
+    Form("shr", "eax, 12", "the number of a page", gives={"rax": Fact("below", 20)}, stub=True),
+    Form("test", "byte [r8+rax], imm", "flags of a page", needs=_FLAGS_AND, stub=True),
+    Form("movzx", "eax, byte [r8+rax]", "flags of a page", needs=_FLAGS_AND, stub=True),
+    Form("mov", "rdx, qword [state.entry_uses]", "a byte for each of 2**30", gives={"rdx": ENTRY_USES}, stub=True),
+    Form("shr", "eax, 2", "the number of a doubleword", gives={"rax": Fact("below", 30)}, stub=True),
+    Form("cmp", "byte [rdx+rax], imm", "use", {"rdx": ENTRY_USES, "rax": Fact("below", 30)}, stub=True),
+    Form("sub", "state, imm", "how often that may be done", stub=True),
+)
+
+FORMS: Final[tuple[Form, ...]] = (
+    *_SOFT,
+    *(*_FLOW, *_BUDGET, *_SEGMENTED, *_STRINGS, *_SYSTEM, *_STATE, *_COMPUTING, *_FLOATING),
+)
+STUB_FORMS: Final[tuple[Form, ...]] = (*_SOFT_ROUTINES, *_WALK, *_ROUTINES, *_STUBS, *FORMS)

@@ -27,6 +27,7 @@ from vmm.native.shadows import (
     Shadows,
     Window,
 )
+from vmm.native.volatility import VolatileEntries
 from vmm.native.withheld import Withheld
 
 __all__ = ["HOLDS_SHADOWED_TABLE", "WINDOW_BYTES", "Refusal", "Window", "Windows", "WindowsError"]
@@ -98,6 +99,18 @@ class Windows:
     def keep_tables(self) -> None:
         """From now on no page table is let go of because it is written time and again."""
         self._shadows.lets_go = False
+
+    def keep_out(self, volatile: VolatileEntries) -> None:
+        """From now on pages whose entries change all the time may be kept out: see `fill`."""
+        self._shadows.volatile = volatile, self._cpu.clock
+
+    def note_uses(self, uses: memoryview | None) -> None:
+        """From now on set a byte for each doubleword of an entry that a mapping comes from; no page is mapped yet."""
+        self._shadows.entry_uses = uses
+
+    def depend_on(self, cell: int) -> bool:
+        """Whether anything is mapped because of the entry at offset `cell` of RAM."""
+        return self._shadows.depend_on(cell)
 
     def prefill(self, at: int) -> int:
         """Map the pages whose entry at RAM offset `at` of a page table was written and says that they were touched.
@@ -239,8 +252,14 @@ class Windows:
 
     # Filling.
 
-    def fill(self, linear: int, *, write: bool, window: Window | None = None) -> bool:
+    def fill(self, linear: int, *, write: bool, window: Window | None = None, insists: bool = True) -> bool:
         """Map the page at `linear` into a window, the current one unless said, as an access of the guest demands it.
+
+        Args:
+            linear: where.
+            write: the access is a write.
+            window: see above.
+            insists: False: who makes the access can do without the page, if that is volatile.
 
         Returns:
             False if no mapping can serve the access, `refusal` says why: a device, ROM written to, a page that someone
@@ -258,7 +277,7 @@ class Windows:
             pass
         while True:
             try:
-                return self._filler.fill(window, linear, write=write)
+                return self._filler.fill(window, linear, write=write, insists=insists)
             except hostmemory.HostMemoryError as error:
                 if not self._make_room(window, least_fills=0):
                     if not any(region.mapped for region in window.regions.values()):

@@ -58,7 +58,10 @@ _VECTORS = slice(offset_of("intercept_cr") // 4, offset_of("intercept5") // 4)
 class NoCulprits(Culprits):
     """Hardware does not change its mind about an instruction that keeps faulting."""
 
-    def fault(self, _fragment: Fragment, _eip: int, *, by_device: bool = False) -> bool:  # noqa: ARG002
+    def __init__(self) -> None:
+        super().__init__(volatile=None)
+
+    def fault(self, _fragment: Fragment, _eip: int, *, soft: bool = False) -> bool:  # noqa: ARG002
         """Never translated anew."""
         return False
 

@@ -437,7 +437,7 @@ class TrapEngine(GuestMode):
             except PageFault as fault:
                 self._reason = "EXCP_PF true"
                 return self._reflect(fault, self._cpu.state.eip)
-        if refusal is Refusal.TRACE and window is not None:
+        if refusal in (Refusal.TRACE, Refusal.TABLE) and window is not None:
             return self._write_protected(block, window, linear)
         if refusal is Refusal.SPURIOUS:
             self._reason = "EXCP_PF hidden"

@@ -1,0 +1,207 @@
+"""The software path to guest memory: routines in the TC that walk the guest's page tables for one access.
+
+Each finds a linear address in R9D, in R8 the host address to go on at, and in the state block how long the access is;
+it leaves the offset in RAM in R9D, and the guest's registers and flags alone. They cache nothing, so nothing of theirs
+can be stale. What is not plain ends in an exit with everything as before, the address in `soft_linear`: a true page
+fault, an address that is not in RAM, an access that straddles two pages, an A bit of an upper entry that is to be set,
+a write to a page that somebody watches. Of such writes only one goes on: to an entry in a page table that nothing
+depends on. They must not know which instruction they are for.
+
+Source: SDM Vol. 3A, "32-Bit Paging" and "Accessed and Dirty Flags".
+"""
+
+from __future__ import annotations
+
+from machine.memory import HOLDS_TABLE, HOLE_FIRST, HOLE_LAST, PAGE_SHIFT
+from machine.paging import ACCESSED, DIRTY, LARGE_RESERVED, PS, RW, US, P
+from machine.state import CR0_WP, CR4_PSE
+from vmm.native.assembler import Assembler
+from vmm.native.operands import EAX, ECX, R8, R8D, R9D, RAX, RCX, RDX, Label, Memory, Register
+from vmm.native.routine import Routine
+from vmm.native.shadows import HOLDS_SHADOWED_TABLE
+from vmm.native.stateblock import field
+
+_FRAME = 0xFFFF_F000
+_LARGE_FRAME = 0xFFC0_0000
+_NOT_TABLE = 0xFF & ~(HOLDS_TABLE | HOLDS_SHADOWED_TABLE)
+
+
+def name_of(*, user: bool, write: bool) -> str:
+    """The routine for accesses of a user or supervisor that read, or write also."""
+    return f"soft {'user' if user else 'supervisor'} {'write' if write else 'read'}"
+
+
+def emit_soft_routines(assembler: Assembler, leave: int) -> dict[str, int]:
+    """Emit all; returns their offsets by name.
+
+    Args:
+        assembler: where to.
+        leave: host address of the exit for what they cannot do.
+    """
+    entries = {}
+    for user in (False, True):
+        for write in (False, True):
+            assembler.align(16)
+            entries[name_of(user=user, write=write)] = len(assembler.code)
+            _Walk(Routine(assembler, leave, has_image=False), leave, user=user, write=write).emit_all()
+    return entries
+
+
+class _Walk:
+    """R9D is the linear address, RDX the view of RAM, R8 the flags of pages."""
+
+    def __init__(self, routine: Routine, leave: int, *, user: bool, write: bool) -> None:
+        self.routine = routine
+        self.asm = routine.asm
+        self.emit = routine.emit
+        self.unless = routine.unless
+        self.leave = leave
+        self.user = user
+        self.write = write
+
+    def emit_all(self) -> None:
+        """The routine behind its beginning."""
+        emit = self.emit
+        judge, done = Label(), Label()
+        emit("mov", field("routine_return"), R8)
+        emit("sub", field("soft_left"), 1)
+        emit("js", self.routine.failed)
+        # Does it end in its page?
+        emit("mov", EAX, R9D)
+        emit("and", EAX, 0xFFF)
+        emit("add", EAX, field("soft_last"))
+        emit("cmp", EAX, 0xFFF)
+        self.unless("be")
+        emit("mov", RDX, field("ram_view"))
+        self._walk_upper(judge)
+        self.asm.bind(judge)
+        self._judge()
+        # EAX = the frame, ECX = the address
+        emit("and", EAX, _FRAME)
+        emit("mov", ECX, R9D)
+        emit("and", ECX, 0xFFF)
+        emit("or", ECX, EAX)
+        self._need_ram(EAX)
+        if self.write:
+            self._need_unwatched(done)
+        self.asm.bind(done)
+        emit("mov", R9D, ECX)
+        self.routine.load_saved()
+        emit("jmp", field("routine_return"))
+        self.asm.bind(self.routine.failed)
+        emit("mov", field("soft_linear"), R9D)
+        self.routine.load_saved()
+        self.asm.jump_to("jmp", self.leave)
+
+    def _walk_upper(self, judge: Label) -> None:
+        """EAX = the entry that maps the page, ECX = its address in RAM, `soft_entry` = the rights above it.
+
+        Of a large page EAX is made an entry of the small one in it, and A and D, which are set, stay in EAX.
+        """
+        emit = self.emit
+        small = Label()
+        emit("mov", ECX, field("cr3"))
+        emit("and", ECX, _FRAME)
+        self._need_ram(ECX)
+        emit("mov", EAX, R9D)
+        emit("shr", EAX, 22)
+        emit("lea", ECX, Memory(0, ECX, EAX, 4))
+        emit("mov", ECX, Memory(32, RDX, RCX))
+        emit("mov", field("soft_entry"), ECX)
+        emit("mov", EAX, ECX)
+        emit("and", EAX, P | ACCESSED)
+        emit("cmp", EAX, P | ACCESSED)
+        self.unless("e")
+        emit("test", ECX, PS)
+        emit("je", small)
+        emit("test", field("cr4"), CR4_PSE)
+        emit("je", small)
+        emit("test", ECX, LARGE_RESERVED)
+        self.unless("e")
+        if self.write:
+            emit("test", ECX, DIRTY)
+            self.unless("ne")
+        emit("mov", EAX, R9D)
+        emit("and", EAX, _FRAME & ~_LARGE_FRAME)
+        emit("and", ECX, _LARGE_FRAME | 0xFFF)
+        emit("or", EAX, ECX)
+        emit("jmp", judge)
+        self.asm.bind(small)
+        emit("and", ECX, _FRAME)
+        self._need_ram(ECX)
+        emit("mov", EAX, R9D)
+        emit("shr", EAX, 10)
+        emit("and", EAX, 0xFFC)
+        emit("or", ECX, EAX)
+        emit("mov", EAX, Memory(32, RDX, RCX))
+        emit("test", EAX, P)
+        self.unless("ne")
+
+    def _judge(self) -> None:
+        """Leave unless the rights allow the access; set A and D in the entry."""
+        emit = self.emit
+        above = field("soft_entry")
+        if self.user:
+            for right in (US, RW) if self.write else (US,):
+                emit("test", EAX, right)
+                self.unless("ne")
+                emit("test", above, right)
+                self.unless("ne")
+        elif self.write:
+            forbidden, allowed = Label(), Label()
+            emit("test", EAX, RW)
+            emit("je", forbidden)
+            emit("test", above, RW)
+            emit("jne", allowed)
+            self.asm.bind(forbidden)
+            emit("test", field("cr0"), CR0_WP)
+            self.unless("e")
+            self.asm.bind(allowed)
+        touched, untouched = Label(), Label()
+        emit("test", EAX, ACCESSED)
+        if self.write:
+            emit("je", untouched)
+            emit("test", EAX, DIRTY)
+        emit("jne", touched)
+        self.asm.bind(untouched)
+        # No translation depends on these bits being clear, but who watches the page otherwise has to be told.
+        emit("mov", EAX, ECX)
+        emit("mov", R8, field("page_flags"))
+        emit("shr", EAX, PAGE_SHIFT)
+        emit("test", Memory(8, R8, RAX), _NOT_TABLE)
+        self.unless("e")
+        emit("mov", EAX, Memory(32, RDX, RCX))
+        emit("or", EAX, ACCESSED | DIRTY if self.write else ACCESSED)
+        emit("mov", Memory(32, RDX, RCX), EAX)
+        self.asm.bind(touched)
+
+    def _need_ram(self, frame: Register) -> None:
+        """Leave unless the address of a page is in RAM, and not in the PC hole; R8 is lost."""
+        emit = self.emit
+        emit("lea", R8D, Memory(0, frame, displacement=-HOLE_FIRST))
+        emit("cmp", R8D, HOLE_LAST + 1 - HOLE_FIRST)
+        self.unless("ae")
+        emit("cmp", frame, field("soft_limit"))
+        self.unless("b")
+
+    def _need_unwatched(self, done: Label) -> None:
+        """Leave if somebody watches the page of RAM in EAX, but for an entry at ECX that nothing depends on."""
+        emit = self.emit
+        emit("mov", R8, field("page_flags"))
+        emit("shr", EAX, PAGE_SHIFT)
+        emit("movzx", EAX, Memory(8, R8, RAX))
+        emit("test", EAX, EAX)
+        emit("je", done)
+        emit("test", EAX, _NOT_TABLE)
+        self.unless("e")
+        # It may not reach beyond one doubleword.
+        emit("mov", EAX, ECX)
+        emit("and", EAX, 3)
+        emit("add", EAX, field("soft_last"))
+        emit("cmp", EAX, 3)
+        self.unless("be")
+        emit("mov", EAX, ECX)
+        emit("shr", EAX, 2)
+        emit("mov", RDX, field("entry_uses"))
+        emit("cmp", Memory(8, RDX, RAX), 0)
+        self.unless("e")
