@@ -4,6 +4,8 @@ It owns the image, the copy-on-write overlay and the choice of geometry; it must
 service asks.
 """
 
+from __future__ import annotations
+
 import enum
 import os
 import stat
@@ -128,6 +130,17 @@ class Disk:
         except DiskError as error:
             os.close(descriptor)
             raise DiskError(f"{Path(path)}: {error}") from error
+
+    def copy(self) -> Disk:
+        """Another disk with the same image and the writes so far; later ones are each disk's own.
+
+        Raises:
+            OSError: no more files can be open.
+        """
+        image = self._image if isinstance(self._image, bytes) else os.dup(self._image)
+        other = Disk(image, self._image_bytes, self.media)
+        other._overlay = dict(self._overlay)
+        return other
 
     def close(self) -> None:
         """Give back the file; the disk must not be used afterwards."""

@@ -82,3 +82,14 @@ class LocatesExits(Protocol):
 
     def exit_sites(self, count: int) -> Sequence[tuple[int, int, int]]:
         """The guest addresses whose exits cost most, that first: EIP, how many, and their nanoseconds."""
+
+
+@runtime_checkable
+class ExecutesUnits(Protocol):
+    """An engine that executes several instructions as one unit, so that they cannot be told apart from outside."""
+
+    def execute_singly(self) -> None:
+        """Make each instruction a unit of its own from now on, and execute no more of them in another way than must be.
+
+        The guest sees nothing of it; it is slow, and stays so until another engine takes over.
+        """

@@ -47,6 +47,9 @@ class FpuPort(Protocol):
             ValueError: no instruction that can be computed so: a mistake of the caller's.
         """
 
+    def close(self) -> None:
+        """Give everything back to the host: no computation may be called any more."""
+
 
 class NoFpu:
     """No FPU answers: of a CPU model without one, no instruction asks for a computation."""
@@ -56,6 +59,9 @@ class NoFpu:
     def computation(self, instruction: Instruction) -> Computation:
         """Nothing can be computed."""
         raise ValueError(f"there is no FPU that could compute {instruction}")
+
+    def close(self) -> None:
+        """There is nothing to be given back."""
 
 
 class FpuFrozen(GuestFault):

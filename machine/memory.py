@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 PAGE_BYTES = 4096
@@ -99,6 +99,20 @@ class PhysicalMemory:
         self.page_flags[:] = bytes(len(self.page_flags))
         self._rom_first = HOLE_LAST + 1
         self._map_hole()
+
+    def used_extents(self) -> Iterator[tuple[int, int]]:
+        """The parts of `ram` that somebody has touched, each as first byte and end; the rest is a hole, and zero.
+
+        Reading the rest would cost memory.
+        """
+        at = 0
+        while True:
+            try:
+                start = os.lseek(self.ram_fd, at, os.SEEK_DATA)
+            except OSError:  # ENXIO: no data behind here
+                return
+            at = os.lseek(self.ram_fd, start, os.SEEK_HOLE)
+            yield start, at
 
     @property
     def a20_enabled(self) -> bool:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from machine.alu import build_alu
 from machine.bios import Caller, Firmware, rom
-from machine.clock import Clock
+from machine.clock import Clock, Event
 from machine.cpu import AluSource, Cpu
 from machine.cpuid import P6_NO_FPU, CpuModel
 from machine.debug import DebugControl
 from machine.devices.board import Board, BoardOptions
 from machine.devices.uart import Output
 from machine.disk import Disk, Media
-from machine.engine import Engine
+from machine.engine import Engine, EngineError
 from machine.fpu import FpuPort
 from machine.fpustate import FpuState
 from machine.inputs import Input, InputKind
@@ -28,6 +28,7 @@ from machine.lines import CpuLines
 from machine.loaders.detection import load
 from machine.loaders.image import LoadedImage, LoadOptions, c_string
 from machine.memory import PhysicalMemory
+from machine.snapshot import Snapshot
 
 EngineFactory = Callable[["Machine"], Engine]
 FpuFactory = Callable[[FpuState], FpuPort]
@@ -86,7 +87,12 @@ class Machine:
     engine: Engine
 
     def __init__(
-        self, options: MachineOptions, engines: Mapping[str, EngineFactory], engine: str, alu: AluSource | None = None
+        self,
+        options: MachineOptions,
+        engines: Mapping[str, EngineFactory],
+        engine: str,
+        alu: AluSource | None = None,
+        start: Snapshot | None = None,
     ) -> None:
         """Put the machine together and stop before the first instruction.
 
@@ -96,6 +102,7 @@ class Machine:
             engine: name of the one that runs the CPU.
             alu: arithmetic with the undefined flags that the guest is to see, or what makes it once something needs it;
                 None: those of a fixed model.
+            start: go on from there instead; of a machine with options that differ in outputs only.
 
         Raises:
             ImageError: the image cannot be loaded.
@@ -108,11 +115,25 @@ class Machine:
         self.debug = DebugControl()
         self._factories = dict(engines)
         self._alu = alu or build_alu
-        self._power_on(load(options.image, options.loading), self._factories[engine])
+        if start is None:
+            self._power_on(load(options.image, options.loading), self._factories[engine])
+        else:
+            self._go_on(start, self._factories[engine])
 
     def _power_on(self, image: LoadedImage, factory: EngineFactory) -> None:
+        self._assemble(image)
+        self._boot()
+        self._record(None)
+        for entry in self.options.replay:
+            self._replay.append((entry, self.clock.schedule(entry.at_ns, partial(self._apply, entry))))
+        self.engine = factory(self)
+        self.engine.enter()
+
+    def _assemble(self, image: LoadedImage) -> None:
+        """New parts, wired, with power but not booted."""
         options = self.options
         self.image = image
+        self._replay: list[tuple[Input, Event]] = []  # what is to come in again
         self.clock = Clock(options.ns_per_insn)
         self.lines = CpuLines()
         self.memory = PhysicalMemory(options.loading.ram_bytes)
@@ -129,12 +150,6 @@ class Machine:
         caller = Caller(self.cpu.state, self.memory)
         self.firmware = Firmware(caller, self.memory, self.board.ports, _drives(image.disk))
         self.resets = 0
-        self._boot()
-        self._record(None)
-        for entry in options.replay:
-            self.clock.schedule(entry.at_ns, partial(self._apply, entry))
-        self.engine = factory(self)
-        self.engine.enter()
 
     def _noting_use(self, index: int, output: Output | None) -> Output:
         def pass_on(data: bytes) -> None:
@@ -178,9 +193,50 @@ class Machine:
     def close(self) -> None:
         """Give memory and files back to the host."""
         self.engine.leave()
+        self._release()
+
+    def _release(self) -> None:
+        self.cpu.fpu.close()
         self.memory.close()
         if self.image.disk is not None:
             self.image.disk.close()
+
+    # Copies.
+
+    def snapshot(self) -> Snapshot:
+        """All that decides how the guest goes on; to be closed. The machine stands at an instruction boundary."""
+        replay = tuple((entry, (event.at_ns, event.order)) for entry, event in self._replay if event.pending)
+        return Snapshot(self.cpu, self.board, self.image, self.resets, tuple(self._serial_used), replay)
+
+    def twin(self, start: Snapshot, engine: str, board: BoardOptions) -> Machine:
+        """Another machine that goes on from a snapshot of this one, or of a twin; this one is not touched.
+
+        Args:
+            start: where it begins.
+            engine: which of this machine's engines runs it.
+            board: as of this machine, but for where outputs go. Nothing of what comes in is recorded.
+
+        Raises:
+            KeyError, EngineError: there is no such engine, or it cannot run on this host.
+        """
+        options = replace(self.options, board=board, replay=(), record=None)
+        return Machine(options, self._factories, engine, self._alu, start)
+
+    def _go_on(self, start: Snapshot, factory: EngineFactory) -> None:
+        self._assemble(start.copy_image())
+        try:
+            start.restore(self.cpu, self.board)
+            self.resets = start.resets
+            self._serial_used[:] = start.serial_used
+            for entry, at in start.replay:
+                event = self.clock.resume(list(at), partial(self._apply, entry))
+                assert event is not None
+                self._replay.append((entry, event))
+            self.engine = factory(self)
+            self.engine.enter()
+        except EngineError:
+            self._release()
+            raise
 
     # Engines.
 

@@ -67,6 +67,7 @@ class BinaryTranslator(WatchedTranslator):
         """
         super().__init__(cpu, debug)
         self._verify = verify
+        self._least_budget_insns = MIN_BUDGET_INSNS
         self._tc: TranslationCache | None = None
         self._is_judging = False  # the instruction at EIP is a callout for what it does, so that is looked at
         self._port_accesses = 0
@@ -162,7 +163,7 @@ class BinaryTranslator(WatchedTranslator):
         if self._are_registers_new():
             self._watch()
         icount = self._cpu.clock.icount
-        if limit_icount - icount < MIN_BUDGET_INSNS or icount < self._guarded_until_icount:
+        if limit_icount - icount < self._least_budget_insns or icount < self._guarded_until_icount:
             return self._interpret(limit_icount)
         mode = self._spaces.modes.current()
         if mode is None:
@@ -226,7 +227,7 @@ class BinaryTranslator(WatchedTranslator):
         cpu, clock = self._cpu, self._cpu.clock
         return bool(
             (cpu.lines.attention and self._needs_boundary(cpu.state.eflags & IF))
-            or clock.icount + MIN_BUDGET_INSNS > limit_icount
+            or clock.icount + self._least_budget_insns > limit_icount
             or clock.deadline_icount < limit_icount
             or cpu.repeating
             or self._patience < 0
@@ -486,3 +487,8 @@ class BinaryTranslator(WatchedTranslator):
     def flush_translations(self) -> None:
         """Start with an empty TC: see `Inspectable`."""
         self._store.flush()
+
+    def execute_singly(self) -> None:
+        """Translate each instruction by itself, and enter even that: see `ExecutesUnits`."""
+        self._least_budget_insns = 1
+        self._store.translate_singly()

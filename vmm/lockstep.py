@@ -1,69 +1,67 @@
 """Lockstep: two engines on guests made alike, run to the same icounts and compared there, down to where they part.
 
-It owns the comparison, the search for the first instruction that differs, and its description; which engines are
-compared, and what the guests are, it must not know.
+It owns the runs and the search for the first instruction that differs; what is compared is `vmm.differences`'s
+business. Which engines they are, and what the guests are, it must not know.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Generic, TypeVar
 
 from machine.alu import Alu
-from machine.clock import Clock
+from machine.clock import NEVER_ICOUNT
 from machine.cpu import Cpu
 from machine.debug import Stop, StopKind
-from machine.engine import Engine
-from machine.lines import CpuLines
-from machine.memory import PAGE_BYTES, PhysicalMemory
+from machine.engine import ExecutesUnits
 from machine.pc import EngineFactory, Machine, MachineOptions
-from machine.state import CS, MASK32, SEG_DB, STATE_LAYOUT
+from machine.state import CS, MASK32, SEG_DB
+from vmm.differences import (
+    Difference,
+    Guest,
+    Kind,
+    guest_differences,
+    output_differences,
+    stop_differences,
+    tree_differences,
+)
 
 TRACE_INSNS = 16
-MEMORY_LINES = 8
+# What an engine may execute as one unit, or in another way because the end of a run is near.
+UNIT_INSNS = 64
+# So far apart are the places that the search may begin at.
+SAVE_EVERY_INSNS = 250_000
 # A run that moves neither the icount nor the time this often in a row never will: some chunk of a REP would.
 PATIENCE_RUNS = 20_000
 
-_memcmp = ctypes.CDLL(None).memcmp
-_memcmp.restype = ctypes.c_int
-_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+
+Result = TypeVar("Result")
 
 
 class LockstepError(Exception):
     """The comparison itself cannot go on."""
 
 
-class Guest(Protocol):
-    """What is compared: `machine.pc.Machine` is one."""
+class _Slices(Generic[Result]):
+    """The slices of something, and its result once they have been iterated over."""
 
-    @property
-    def cpu(self) -> Cpu:
-        """Its CPU."""
+    result: Result
 
-    @property
-    def memory(self) -> PhysicalMemory:
-        """Its memory."""
+    def __init__(self, slices: Generator[object, None, Result]) -> None:
+        self._slices = slices
 
-    @property
-    def clock(self) -> Clock:
-        """Its clock."""
+    def __iter__(self) -> Iterator[object]:
+        self.result = yield from self._slices
 
-    @property
-    def lines(self) -> CpuLines:
-        """Its CPU's lines."""
-
-    @property
-    def engine(self) -> Engine:
-        """What runs it."""
-
-    def close(self) -> None:
-        """Give everything back."""
+    def finish(self) -> Result:
+        """Have them all at once."""
+        for _ in self:
+            pass
+        return self.result
 
 
 @dataclass(slots=True)
@@ -71,16 +69,18 @@ class Side:
     """One of two guests that are to do the same.
 
     Attributes:
-        guest: the guest, not run yet.
+        guest: the guest, as both begin.
         output: what its devices send out; whoever makes the guest has them add to it.
         devices: a snapshot of them all, by name.
         reset: what to do when a device pulls RESET.
+        slice_insns: so many instructions, at most, are executed at a time.
     """
 
     guest: Guest
     output: bytearray = field(default_factory=bytearray)
     devices: Callable[[], Mapping[str, object]] = dict
     reset: Callable[[], None] = lambda: None
+    slice_insns: int = NEVER_ICOUNT
 
     def close(self) -> None:
         """Give the guest's share of the host back."""
@@ -92,11 +92,15 @@ class Side:
         Raises:
             LockstepError: the guest retires nothing, and no time passes.
         """
+        return _Slices(self.advancing(until_icount)).finish()
+
+    def advancing(self, until_icount: int) -> Generator[None, None, Stop | None]:
+        """The same in slices."""
         clock = self.guest.clock
         idle = 0
         while clock.icount < until_icount:
             before = clock.icount, clock.idle_ns
-            stop = self.guest.engine.run(until_icount)
+            stop = self.guest.engine.run(min(until_icount, clock.icount + self.slice_insns))
             if stop.kind is StopKind.RESET:
                 self.reset()
             elif stop.kind is not StopKind.BUDGET:
@@ -105,7 +109,12 @@ class Side:
             if idle > PATIENCE_RUNS:
                 message = f"{self.guest.engine.name} comes no further than icount {clock.icount}"
                 raise LockstepError(message)
+            yield
         return None
+
+
+Sides = tuple[Side, Side]
+Make = Callable[[], Sides]
 
 
 def machine_side(options: MachineOptions, factory: EngineFactory, alu: Alu | None = None) -> Side:
@@ -125,24 +134,41 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a comparison has come.
+
+    Attributes:
+        icount: both sides are equal up to here.
+        is_searching: they are not equal, and the place is being looked for.
+    """
+
+    icount: int
+    is_searching: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Divergence:
     """Where two runs part.
 
     Attributes:
         agreed_icount: up to here they are known to be equal.
         icount: here they differ; nothing in between was seen to.
-        differences: what differs there, one line each, the first side's value first.
+        differences: what differs there.
         trace: the instructions that the first side executes before, the oldest first.
+        is_exact: the last of them is the one. Otherwise an engine is wrong only where it executes several as one unit.
     """
 
     agreed_icount: int
     icount: int
-    differences: tuple[str, ...]
+    differences: tuple[Difference, ...]
     trace: tuple[str, ...] = ()
+    is_exact: bool = True
 
     def __str__(self) -> str:
         lines = [f"equal at icount {self.agreed_icount}, different at {self.icount}:"]
         lines += [f"  {line}" for line in self.differences]
+        if not self.is_exact:
+            lines.append("executed one at a time the instructions do the same: the units that they are in do not")
         if self.trace:
             lines += ["the first side's way there:", *(f"  {line}" for line in self.trace)]
         return "\n".join(lines)
@@ -180,9 +206,20 @@ def random_icounts(total: int, seed: int, longest: int) -> list[int]:
     return icounts
 
 
-def run(
-    make: Callable[[], tuple[Side, Side]], icounts: Iterable[int], inputs: Sequence[Input] = (), *, locate: bool = True
-) -> Outcome:
+def run(make: Make, icounts: Iterable[int], inputs: Sequence[Input] = (), *, locate: bool = True) -> Outcome:
+    """Compare, to the end: see `compare`."""
+    return _Slices(compare(make, icounts, inputs, locate=locate)).finish()
+
+
+def compare(
+    make: Make,
+    icounts: Iterable[int],
+    inputs: Sequence[Input] = (),
+    *,
+    locate: bool = True,
+    singly: bool = False,
+    save: Callable[[Side], Make] | None = None,
+) -> Generator[Progress, None, Outcome]:
     """Run two fresh sides to each icount and compare them there, until they differ, stop, or the last one is reached.
 
     Args:
@@ -190,6 +227,9 @@ def run(
         icounts: ascending. How a run is cut into pieces should change nothing; so vary them.
         inputs: what comes from outside; each is an icount to compare at, too.
         locate: False spares the search; then `Divergence` is as coarse as `icounts`.
+        singly: no engine executes several instructions as one unit, in which it would be wrong between two `icounts`.
+        save: returns what makes two sides that go on from where a side stands, so that the search need not begin at the
+            beginning. The one that it returned before is not called any more.
 
     Raises:
         LockstepError: a side does not come on, or a difference does not come again.
@@ -197,76 +237,151 @@ def run(
     targets = sorted({*icounts, *(each.icount for each in inputs)})
     first, second = make()
     seconds = [0.0, 0.0]
-    done, target, stop, found = [0], 0, None, []
+    ways = [_Way(make)]  # from the last place that was saved, and from the beginning
+    stop: Stop | None = None
+    found: list[Difference] = []
     with closing(first), closing(second):
+        has_units = any(isinstance(side.guest.engine, ExecutesUnits) for side in (first, second))
+        if singly:
+            _execute_singly(first, second)
+        agreed_icount = saved_icount = target = first.guest.clock.icount
         for target in targets:
             stops = []
             for index, side in enumerate((first, second)):
-                before = time.perf_counter()
-                stops.append(side.advance(target))
-                seconds[index] += time.perf_counter() - before
+                began = time.perf_counter()
+                for _ in (slices := _Slices(side.advancing(target))):
+                    seconds[index] += time.perf_counter() - began
+                    yield Progress(agreed_icount)
+                    began = time.perf_counter()
+                seconds[index] += time.perf_counter() - began
+                stops.append(slices.result)
             found = differences(first, second, *stops)
             stop = stops[0]
             if found or stop is not None:
                 break
-            done.append(target)
+            agreed_icount = target
             _feed((first, second), inputs, target)
+            if save is not None and target - saved_icount >= SAVE_EVERY_INSNS:
+                ways[:-1] = [_Way(save(first))]
+                saved_icount = target
+                ways[-1].targets.append(target)
+            else:
+                for way in ways:
+                    way.targets.append(target)
+            yield Progress(target)
         icount = first.guest.clock.icount
         statistics = dict(first.guest.engine.statistics()), dict(second.guest.engine.statistics())
         output = bytes(first.output)
     divergence = None
     if found:
-        divergence = Divergence(done[-1], target, tuple(found))
+        divergence = Divergence(agreed_icount, target, tuple(found))
         if locate:
-            divergence = _locate(make, done, inputs, divergence)
+            divergence = yield from _locate(ways, inputs, divergence, has_units=has_units)
     return Outcome(icount, stop, divergence, output, (seconds[0], seconds[1]), statistics)
 
 
-def _feed(sides: Sequence[Side], inputs: Sequence[Input], icount: int) -> None:
+def _execute_singly(*sides: Side) -> None:
+    for side in sides:
+        if isinstance(side.guest.engine, ExecutesUnits):
+            side.guest.engine.execute_singly()
+
+
+def _feed(sides: Sides, inputs: Sequence[Input], icount: int) -> None:
     for each in inputs:
         if each.icount == icount:
             for side in sides:
                 each.action(side)
 
 
-def _replay(sides: Sequence[Side], targets: Sequence[int], inputs: Sequence[Input], then: int) -> list[Stop | None]:
-    """Run fresh sides the old way, and on to another icount; returns what stopped them."""
-    stops: list[Stop | None] = []
-    for target in (*targets, then):
-        stops = [side.advance(target) for side in sides]
-        if target != then:
-            _feed(sides, inputs, target)
-    return stops
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How the compared sides came to where they are.
+
+    Attributes:
+        make: fresh sides that stand where it begins.
+        targets: the icounts at which it was cut, ascending; both were equal there.
+    """
+
+    make: Make
+    targets: list[int] = field(default_factory=list)
+
+    def follow(
+        self, inputs: Sequence[Input], then_icount: int, *, singly: bool
+    ) -> Generator[Progress, None, list[Difference]]:
+        """Go it with fresh sides, and on to another icount; returns what differs there.
+
+        Args:
+            inputs: what comes from outside.
+            then_icount: past the last target.
+            singly: the instructions behind the last target are units of their own.
+        """
+        first, second = self.make()
+        with closing(first), closing(second):
+            stops: list[Stop | None] = [None, None]
+            for target in (*self.targets, then_icount):
+                if target == then_icount and singly:
+                    _execute_singly(first, second)
+                for index, side in enumerate((first, second)):
+                    slices = _Slices(side.advancing(target))
+                    for _ in slices:
+                        yield Progress(target, is_searching=True)
+                    stops[index] = slices.result
+                if target != then_icount:
+                    _feed((first, second), inputs, target)
+            return differences(first, second, *stops)
+
+    def trace(self, inputs: Sequence[Input], from_icount: int, until_icount: int) -> tuple[str, ...]:
+        """The instructions that the first side executes from one icount to another."""
+        first, second = self.make()
+        with closing(first), closing(second):
+            for target in self.targets:
+                first.advance(target)
+                _feed((first, second), inputs, target)
+            first.advance(from_icount)
+            return tuple(_steps(first, until_icount))
 
 
 def _locate(
-    make: Callable[[], tuple[Side, Side]], targets: Sequence[int], inputs: Sequence[Input], coarse: Divergence
-) -> Divergence:
-    """Halve the range in which the runs part, with fresh sides each time; then say how the first one gets there."""
-    low, high = coarse.agreed_icount, coarse.icount
-    found = coarse.differences
-    again = True
-    while again or high - low > 1:
-        middle = high if again else (low + high) // 2
-        first, second = make()
-        with closing(first), closing(second):
-            now = differences(first, second, *_replay((first, second), targets, inputs, middle))
-        if now:
-            high, found = middle, tuple(now)
-        elif again:
-            message = f"a difference at icount {high} did not come again: " + "; ".join(found)
-            raise LockstepError(message)
-        else:
-            low = middle
-        again = False
-    first, second = make()
-    with closing(first), closing(second):
-        _replay((first,), targets, inputs, max(coarse.agreed_icount, high - TRACE_INSNS))
-        trace = tuple(_trace(first, high))
-    return Divergence(low, high, found, trace)
+    ways: Sequence[_Way], inputs: Sequence[Input], coarse: Divergence, *, has_units: bool
+) -> Generator[Progress, None, Divergence]:
+    """Halve the range in which the runs part, with fresh sides each time; then say how the first one gets there.
+
+    The first attempt is with every instruction as a unit of its own, which tells the one that is wrong. What comes of
+    several in one unit only, or of what an engine has kept from long before, does not come again then.
+
+    Args:
+        ways: to the last place at which both were equal; the shortest first.
+        inputs: what comes from outside.
+        coarse: what is known.
+        has_units: an engine executes several instructions as one unit.
+
+    Raises:
+        LockstepError: the difference does not come again.
+    """
+    attempts = [(ways[0], True)] if has_units else []
+    attempts += [(way, False) for way in ways]
+    for way, singly in attempts:
+        low, high = coarse.agreed_icount, coarse.icount
+        found = yield from way.follow(inputs, high, singly=singly)
+        if not found:
+            continue
+        while high - low > 1:
+            middle = (low + high) // 2
+            now = yield from way.follow(inputs, middle, singly=singly)
+            if now:
+                high, found = middle, now
+            else:
+                low = middle
+        is_exact = singly or not has_units
+        if not is_exact:
+            low = max(coarse.agreed_icount, high - UNIT_INSNS)
+        trace = way.trace(inputs, max(coarse.agreed_icount, high - TRACE_INSNS), high)
+        return Divergence(low, high, tuple(found), trace, is_exact=is_exact)
+    message = f"a difference at icount {coarse.icount} did not come again: " + "; ".join(map(str, coarse.differences))
+    raise LockstepError(message)
 
 
-def _trace(side: Side, until_icount: int) -> Iterator[str]:
+def _steps(side: Side, until_icount: int) -> Iterator[str]:
     clock = side.guest.clock
     for _ in range(4 * TRACE_INSNS):
         if clock.icount >= until_icount:
@@ -288,115 +403,21 @@ def _instruction(cpu: Cpu) -> str:
         data += cpu.memory.read(physical, 1)
     decoder = Cs(CS_ARCH_X86, CS_MODE_32 if cs.attributes & SEG_DB else CS_MODE_16)
     for instruction in decoder.disasm(data, eip, 1):
-        return f"{cs.selector:04x}:{eip:08x} {instruction.mnemonic} {instruction.op_str}"
+        return f"{cs.selector:04x}:{eip:08x} {instruction.mnemonic} {instruction.op_str}".rstrip()
     return f"{cs.selector:04x}:{eip:08x} {data[:4].hex(' ') or 'not mapped'}"
 
 
-def differences(first: Side, second: Side, *stops: Stop | None) -> list[str]:
-    """What the guest, a device or a debugger could tell apart, one line each; empty if the sides are equal.
+def differences(first: Side, second: Side, *stops: Stop | None) -> list[Difference]:
+    """What the guest, a device or a debugger could tell apart; empty if the sides are equal.
 
     Args:
         first: a side.
         second: the other one.
         stops: what stopped each, if that is to be equal, too.
     """
-    lines = [f"stop: {stops[0]} / {stops[1]}"] if stops and stops[0] != stops[1] else []
-    ours, theirs = first.guest, second.guest
-    a, b = ours.cpu.state.pack(), theirs.cpu.state.pack()
-    if a != b:
-        lines += _differing(STATE_LAYOUT.parse(a), STATE_LAYOUT.parse(b))
-    lines += _differing(_around(ours), _around(theirs))
-    lines += _differing(first.devices(), second.devices())
-    if first.output != second.output:
-        common = 0
-        while first.output[: common + 1] == second.output[: common + 1]:
-            common += 1
-        shown = [repr(bytes(side.output[common : common + 40])) for side in (first, second)]
-        lines.append(f"output after {common} bytes: {' / '.join(shown)}")
-    return lines + list(_memory_differences(ours.memory, theirs.memory))
-
-
-def _around(guest: Guest) -> dict[str, object]:
-    """State beside the registers."""
-    cpu = guest.cpu
-    return {
-        "pending_debug": cpu.pending_debug,
-        "repeating": cpu.repeating,
-        "clock": guest.clock.snapshot(),
-        "lines": guest.lines.snapshot(),
-        "a20": guest.memory.a20_enabled,
-    }
-
-
-def _flatten(name: str, value: object) -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping):
-        for key, each in value.items():
-            if key != "_io":  # construct's own
-                yield from _flatten(f"{name}.{key}" if name else str(key), each)
-    elif isinstance(value, list | tuple):
-        for index, each in enumerate(value):
-            yield from _flatten(f"{name}[{index}]", each)
-    else:
-        yield name, value
-
-
-def _differing(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
-    if first == second:
-        return []
-    ours, theirs = dict(_flatten("", first)), dict(_flatten("", second))
-    names = [*ours, *(name for name in theirs if name not in ours)]
     return [
-        f"{name}: {_show(ours.get(name))} / {_show(theirs.get(name))}"
-        for name in names
-        if ours.get(name) != theirs.get(name)
+        *(stop_differences(*stops) if len(stops) == 2 else ()),
+        *guest_differences(first.guest, second.guest),
+        *tree_differences(Kind.DEVICE, first.devices(), second.devices()),
+        *output_differences(first.output, second.output),
     ]
-
-
-def _show(value: object) -> str:
-    return f"{value:#x}" if isinstance(value, int) and not isinstance(value, bool) else repr(value)
-
-
-def _memory_differences(first: PhysicalMemory, second: PhysicalMemory) -> Iterator[str]:
-    if first.ram_bytes != second.ram_bytes:
-        yield f"RAM: {first.ram_bytes:#x} / {second.ram_bytes:#x} bytes"
-        return
-    shown = 0
-    for start, end in _extents(first, second):
-        if _equal(first.ram8[start:end], second.ram8[start:end]):
-            continue
-        for page in range(start, end, PAGE_BYTES):
-            a, b = first.ram[page : page + PAGE_BYTES], second.ram[page : page + PAGE_BYTES]
-            for at in range(0, PAGE_BYTES if a != b else 0, 4):
-                if a[at : at + 4] != b[at : at + 4]:
-                    shown += 1
-                    if shown <= MEMORY_LINES:
-                        yield f"memory {page + at:08x}: {a[at : at + 4].hex(' ')} / {b[at : at + 4].hex(' ')}"
-    if shown > MEMORY_LINES:
-        yield f"memory: {shown - MEMORY_LINES} more doublewords"
-
-
-def _equal(first: memoryview, second: memoryview) -> bool:
-    # Two memoryviews are compared byte by byte, each by way of a Python object.
-    address = ctypes.addressof(ctypes.c_char.from_buffer(first)), ctypes.addressof(ctypes.c_char.from_buffer(second))
-    return not _memcmp(*address, len(first))
-
-
-def _extents(*memories: PhysicalMemory) -> Iterator[tuple[int, int]]:
-    """The parts of RAM that either guest has touched: the rest is zero, and reading it would cost memory."""
-    edges = []
-    for memory in memories:
-        at = 0
-        while True:
-            try:
-                start = os.lseek(memory.ram_fd, at, os.SEEK_DATA)
-            except OSError:  # ENXIO: no data behind here
-                break
-            at = os.lseek(memory.ram_fd, start, os.SEEK_HOLE)
-            edges += [(start, 1), (at, -1)]
-    depth, begin = 0, 0
-    for at, change in sorted(edges, key=lambda edge: (edge[0], -edge[1])):
-        if not depth:
-            begin = at
-        depth += change
-        if not depth:
-            yield begin, at

@@ -71,7 +71,7 @@ class Twins:
     def check(self, stops: Iterable[Stop | None] = ()) -> None:
         """Compare them."""
         found = differences(*self._sides, *stops)
-        assert not found, f"at icount {self.reference.clock.icount}:\n" + "\n".join(found)
+        assert not found, f"at icount {self.reference.clock.icount}:\n" + "\n".join(map(str, found))
 
     def count(self, name: str) -> int | float | str:
         """A statistic of the other engine."""

@@ -79,6 +79,7 @@ class TranslationCache:
         stubs_bytes: length of the stubs, from offset 0 on.
         way_in: offset of the stub that `enter` calls.
         withheld: rows of the instruction table for which no code is emitted.
+        longest_unit_insns: so many instructions, at most, become one translation unit; None: as many as may.
     """
 
     def __init__(self) -> None:
@@ -103,6 +104,7 @@ class TranslationCache:
             self.routines: dict[str, int] = {}
             self.stubs_bytes = self.way_in = 0
             self.withheld: frozenset[str] = frozenset()
+            self.longest_unit_insns: int | None = None
             enter = self._emit_stubs()
             self.enter: Callable[[], None] = ctypes.PYFUNCTYPE(None)(enter)
             self.reset_call_stack()

@@ -274,6 +274,11 @@ class FragmentStore:
             self._verifier.check_head(start, head + b"\xe9" + jump)
         tc.data[start : start + len(head) + 5] = head + b"\xe9" + jump
 
+    def translate_singly(self) -> None:
+        """From now on every instruction is a TU of its own."""
+        self._tc.longest_unit_insns = 1
+        self.flush()
+
     def flush(self) -> None:
         """Start with an empty TC: forget everything."""
         self.flushes += 1

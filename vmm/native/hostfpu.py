@@ -59,6 +59,12 @@ class _Code(hostmemory.DualMapping):
     def __del__(self) -> None:
         self.close()
 
+    def close(self) -> None:
+        """See `DualMapping`; nothing happens the second time."""
+        if self.host:
+            super().close()
+            self.host = 0
+
     def place(self, emit: Callable[[Assembler], None]) -> int:
         """Append code; returns its host address."""
         self.position = (self.position + 15) & -16
@@ -87,6 +93,10 @@ class HostFpu:
         self._computations: dict[bytes, Computation] = {}
         self._prologue = self._code.place(self._emit_prologue)
         self._epilogue = self._code.place(_emit_epilogue)
+
+    def close(self) -> None:
+        """See `FpuPort`."""
+        self._code.close()
 
     def computation(self, instruction: Instruction) -> Computation:
         """See `FpuPort`."""

@@ -122,11 +122,12 @@ def translate(
         beyond: the first bytes of the next page, if they are known and there may be need of them.
         soft: guest addresses of instructions that are to have a soft form, if that is possible.
     """
-    draft = Draft(tc, mode, eip, MAX_TU_INSTRUCTIONS, patched=patched, known=_known(mode), soft=soft)
+    most_insns = tc.longest_unit_insns or MAX_TU_INSTRUCTIONS
+    draft = Draft(tc, mode, eip, most_insns, patched=patched, known=_known(mode), soft=soft)
     decoder = Decoder(16 if mode.is_narrow else 32, data, OPTIONS, eip)
     next_eip = end_eip = eip
     # What is in the shadow of STI stays with it, so that no budget ends between them.
-    while decoder.can_decode and (len(draft.hosts) < MAX_TU_INSTRUCTIONS or len(draft.hosts) in draft.shadows):
+    while decoder.can_decode and (len(draft.hosts) < most_insns or len(draft.hosts) in draft.shadows):
         instruction = decoder.decode()
         if mode.is_plain and _is_cut(decoder) and next_eip not in stops and len(draft.hosts) not in draft.shadows:
             if draft.hosts:
