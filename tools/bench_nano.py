@@ -39,6 +39,8 @@ OPERATIONS: dict[str, str] = {
     "iret": "IRET within ring 0",
     "patched_code": "store to an instruction, and its execution",
     "process_switch": "switch to another process (stack, CR3)",
+    "process_switch_40": "switch among 40 processes (CR3), and 8 calls in the kernel",
+    "new_process": "new page directory, the same switch and calls, and back",
     "vga_store": "store to VGA memory",
 }
 _EMPTY_LOOPS = {"syscall_int": "user_empty", "syscall_sysenter": "user_empty"}  # of the others: `empty`
@@ -46,7 +48,7 @@ NAMES = ("empty", "user_empty", *OPERATIONS)
 _ROUNDS = 3
 _RUN_NS = 20_000_000
 _WARM_UP = 200
-_WARM_UPS = {"call_256_targets": 4000, "call_256_sites": 4000}  # until each of the 256 has come
+_WARM_UPS = {"call_256_targets": 4000, "call_256_sites": 4000, "process_switch_40": 400}  # until each has come
 _CALIBRATION = 1000
 _LEAST, _MOST = 500, 10_000_000
 _FLOOR_NS = 0.01  # less than that cannot be told from an empty loop

@@ -30,9 +30,10 @@ from vmm.native.modes import Mode
 from vmm.native.ramview import RamView
 from vmm.native.registers import GuestRegisters
 from vmm.native.routine import rflags_of
+from vmm.native.sharing import Space
 from vmm.native.signals import CORE
 from vmm.native.softmemory import SoftMemory
-from vmm.native.spaces import Space, Spaces
+from vmm.native.spaces import Spaces
 from vmm.native.tally import Stopwatch, Tally
 from vmm.native.windows import Refusal
 from vmm.watched import WatchedTranslator

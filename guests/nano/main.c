@@ -18,6 +18,9 @@
 #define CHANGED_PAGE 1536
 #define PRIVATE_PAGE 1537 /* differs from process to process */
 #define FREE_FRAMES 1600 /* physical pages that nothing else uses */
+#define PROCESS_FRAMES 1616 /* physical pages for page directories */
+#define PROCESSES 40
+#define PROCESS_CALLS 8
 
 #define NOINLINE __attribute__((noinline))
 
@@ -342,6 +345,59 @@ static uint32_t process_switch(uint32_t count)
     return *at_page(PRIVATE_PAGE) + *at_page(FREE_FRAMES);
 }
 
+/* The page directory of one of many processes, which have the kernel in common with the first. */
+static volatile uint32_t *directory_of(uint32_t process)
+{
+    volatile uint32_t *directory = at_page(PROCESS_FRAMES + process);
+    for (uint32_t i = 0; i < 2; i++)
+        directory[i] = 0;
+    for (uint32_t i = 0; i < 2; i++)
+        directory[i] = directories[0][i];
+    return directory;
+}
+
+static inline void enter_process(volatile uint32_t *directory)
+{
+    asm volatile("movl %0, %%cr3" : : "r"(directory) : "memory");
+}
+
+/* What a kernel does for a process, in code that was executed before. */
+static uint32_t call_kernel(void)
+{
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < PROCESS_CALLS; i++)
+        sum = targets[i * 256 / PROCESS_CALLS](sum);
+    return sum;
+}
+
+/* Many processes take turns. */
+static uint32_t many_processes(uint32_t count)
+{
+    volatile uint32_t *all[PROCESSES];
+    uint32_t sum = 0, next = 0;
+    for (uint32_t i = 0; i < PROCESSES; i++)
+        all[i] = directory_of(i);
+    do {
+        enter_process(all[next]);
+        sum += call_kernel();
+        next = next + 1 < PROCESSES ? next + 1 : 0;
+    } while (--count);
+    enter_process(directories[0]);
+    return sum;
+}
+
+/* A process begins, and ends at once: its directory is made anew each time. */
+static uint32_t new_process(uint32_t count)
+{
+    uint32_t sum = 0;
+    do {
+        enter_process(directory_of(count % PROCESSES));
+        sum += call_kernel();
+        enter_process(directories[0]);
+    } while (--count);
+    return sum;
+}
+
 static const struct benchmark benchmarks[] = {
     {"empty", empty},
     {"user_empty", in_user_empty},
@@ -368,6 +424,8 @@ static const struct benchmark benchmarks[] = {
     {"iret", interrupt_return},
     {"patched_code", patched_code},
     {"process_switch", process_switch},
+    {"process_switch_40", many_processes},
+    {"new_process", new_process},
     {"vga_store", vga_store},
 };
 #define BENCHMARK_COUNT (sizeof benchmarks / sizeof benchmarks[0])

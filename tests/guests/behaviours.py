@@ -65,12 +65,13 @@ NANO_NAMES = (
     *("empty", "user_empty", "syscall_int", "syscall_sysenter", "in", "out", "mov_cr3", "mov_from_cr0", "call_ret"),
     *("call_1_target", "call_256_targets", "call_256_sites", "page_fault", "divide_error", "pte", "pte_invlpg"),
     *("pushf_popf", "cli_sti", "mov_ds", "mov_fs", "rdtsc", "cpuid", "iret", "patched_code", "process_switch"),
-    "vga_store",
+    *("process_switch_40", "new_process", "vga_store"),
 )
 _NANO_SUMS = {
     **dict.fromkeys(("syscall_int", "syscall_sysenter", "page_fault", "divide_error", "process_switch"), 100),
     "call_1_target": 100 * 7,
     "call_256_targets": 0x3276,
+    **dict.fromkeys(("process_switch_40", "new_process"), 100 * sum(range(0, 256, 32))),
     "pte_invlpg": 50 * 3 + 50 * 5,
     "patched_code": 100 * 101 // 2,
 }

@@ -150,6 +150,40 @@ class Filler:
         self._shadows.begin(window, region)
         return region, path == before
 
+    def open_like(self, window: Window, known: Region) -> bool:
+        """Begin a region like one of another window, if the entry above its page table says the same.
+
+        Returns:
+            Whether it does; no A bit is set, for it has it, and nothing is mapped.
+        """
+        first = known.first_page << PAGE_SHIFT
+        region = window.regions.get(first >> window.region_shift)
+        if region is not None:
+            return region.uppers[-1][1] == known.uppers[-1][1]
+        memory = self._memory
+        uppers: list[tuple[int, int, int]] = []
+        dirty = True
+        for entry, (_, value, bits) in zip(entries(memory, window.paging, first), known.uppers, strict=False):
+            at = memory.ram_address(entry.physical)
+            if at < 0 or entry.reserved or not entry.value & P:
+                return False
+            if entry.value & bits != value and entry.level != "PDPTE":  # which has no rights
+                return False
+            uppers.append((at, entry.value & bits, bits))
+            dirty = bool(entry.value & DIRTY)
+        region = Region(
+            window.host + first,
+            known.first_page,
+            known.page_count,
+            known.table,
+            tuple(uppers),
+            known.writable,
+            known.user,
+            dirty,
+        )
+        self._shadows.begin(window, region)
+        return True
+
     def _fill_page(
         self,
         window: Window,

@@ -19,7 +19,8 @@ from vmm.native.cache import Exit, TranslationCache
 from vmm.native.fpulive import LiveFpu
 from vmm.native.fragments import Fragment, FragmentIndex
 from vmm.native.modes import Mode
-from vmm.native.spaces import Space, Spaces
+from vmm.native.sharing import Space
+from vmm.native.spaces import Spaces
 from vmm.native.tally import Tally
 from vmm.native.translator import can_be_soft, translate
 
@@ -112,8 +113,9 @@ class FragmentStore:
 
         A new address space meets a page that others have run: what is known of it need not be missed one by one.
         """
+        self._spaces.sharing.join(space, page)
         table, landings = space.table, self.landings.get(fragment.ram_page, {})
-        others = () if page in table.entries else self.index.pages[fragment.ram_page]
+        others = () if table.has(page) else self.index.pages[fragment.ram_page]
         for each in (fragment, *others):
             if each.mode is space.mode and space.mode.linear(each.eip) >> PAGE_SHIFT == page:
                 table.set(each.eip, landings.get((space.mode, each.eip), each.start))

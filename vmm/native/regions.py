@@ -6,6 +6,7 @@ It must not know who fills them, and it maps nothing itself.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 UNMAPPED, READABLE, WRITABLE = 0, 1, 2
@@ -33,6 +34,7 @@ class Region:
         kept_out: the pages that are not mapped on a touch, as their entries change all the time.
         frames: where the owner of the windows has entered it.
         writes_since_fill: stores to its table since a page of it was last filled.
+        shared_code: collections of linear page numbers, some of this region, that it depends on though not mapped here.
     """
 
     host: int
@@ -51,12 +53,17 @@ class Region:
     kept_out: set[int] = field(default_factory=set)
     frames: set[int] = field(default_factory=set)
     writes_since_fill: int = 0
+    shared_code: list[Container[int]] = field(default_factory=list)
     _ram_pages: bytearray = field(init=False)
 
     def __post_init__(self) -> None:
         self._ram_pages = bytearray(4 * self.page_count)
         self.ram_pages = memoryview(self._ram_pages).cast("I")
         self.kinds = bytearray(self.page_count)
+
+    def shares(self, index: int) -> bool:
+        """Whether it depends on a page because other windows have it."""
+        return any(self.first_page + index in pages for pages in self.shared_code)
 
     def set_run(self, first: int, count: int, kind: int, ram_page: int = 0) -> int:
         """Record that `count` pages from index `first` on are of a kind, with consecutive pages of RAM from `ram_page`.

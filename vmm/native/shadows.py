@@ -85,6 +85,7 @@ class Shadows:
         volatile: entries whose pages may be kept out of the windows, with the clock for them; None: no page is.
         entry_uses: a byte for each doubleword of RAM that is set before anything depends on an entry there, or None.
         on_drop: told of each page that is mapped no more: the window's host address, the linear page number.
+        on_close: told of each region that is struck off the books, before its pages are dropped.
         counters: what happened since the start.
     """
 
@@ -105,6 +106,7 @@ class Shadows:
         self.volatile: tuple[VolatileEntries, Clock] | None = None
         self.entry_uses: memoryview | None = None
         self.on_drop: list[Callable[[int, int], None]] = []
+        self.on_close: list[Callable[[Window, Region], None]] = []
         self.counters = {"pages mapped": 0, "pages dropped": 0, "page tables given up": 0}
 
     def attach(self) -> None:
@@ -153,6 +155,8 @@ class Shadows:
 
     def forget(self, window: Window, region: Region) -> None:
         """Strike a region off the books; the caller unmaps it."""
+        for closed in self.on_close:
+            closed(window, region)
         for first, count in region.runs():
             for page in range(region.first_page + first, region.first_page + first + count):
                 for observer in self.on_drop:
@@ -234,8 +238,11 @@ class Shadows:
         """Whether a window depends on the entry that the doubleword at offset `cell` of RAM is, or is a part of."""
         if cell in self._by_upper or cell & -8 in self._by_upper:
             return True
-        regions = self._by_table.get(cell & -4096, ())
-        return any(region.kinds[(cell & 4095) // (4096 // region.page_count)] for region in regions)
+        for region in self._by_table.get(cell & -4096, ()):
+            index = (cell & 4095) // (4096 // region.page_count)
+            if region.kinds[index] or region.shares(index):
+                return True
+        return False
 
     def stays_out(self, region: Region, index: int, value: int, *, insists: bool) -> bool:
         """Whether a page that is kept out, and touched now, stays so; `value` is what its entry says."""
@@ -325,6 +332,9 @@ class Shadows:
                 return
             size = 8 if region.page_count == 512 else 4
             for index in range((at - table) // size, (at - table + length - 1) // size + 1):
+                if region.shared_code and not region.kinds[index] and region.shares(index):
+                    for observer in self.on_drop:
+                        observer(window.host, region.first_page + index)
                 if region.kinds[index] or index in region.volatile:
                     self._reconsider(window, region, index)
 

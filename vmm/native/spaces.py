@@ -7,7 +7,6 @@ the current page tables, and of some page tables used lately. It must not know f
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from machine.cpu import Cpu
 from machine.memory import PAGE_SHIFT
@@ -15,27 +14,14 @@ from machine.state import CR0_PG, CR0_WP, CR4_PAE, CR4_PGE, CR4_PSE
 from vmm.native import stateblock
 from vmm.native.dispatch import DispatchTable
 from vmm.native.modes import Mode, Modes
+from vmm.native.regions import Region
+from vmm.native.sharing import Sharing, Space
 from vmm.native.stateblock import StateBlock
 from vmm.native.windows import Window, Windows
 
 MAX_OTHER_TABLES = 48  # real-mode code uses many bases of CS, each of which has a table
 _PAGING_IN_CR0 = CR0_PG | CR0_WP
 _PAGING_IN_CR4 = CR4_PAE | CR4_PSE | CR4_PGE
-
-
-@dataclass(slots=True, eq=False)
-class Space:
-    """One space.
-
-    Attributes:
-        window: guest memory.
-        mode: what the fragments that run in it are translated for.
-        table: their offsets by guest address.
-    """
-
-    window: Window
-    mode: Mode
-    table: DispatchTable
 
 
 class Spaces:
@@ -45,6 +31,7 @@ class Spaces:
         current: the space that the CPU is in; `select` and `adopt` set it.
         modes: the modes.
         windows: the windows.
+        sharing: what dispatch tables have in common.
     """
 
     def __init__(self, cpu: Cpu, block: StateBlock) -> None:
@@ -52,6 +39,7 @@ class Spaces:
         self._block = block
         self.modes = Modes(cpu)
         self.windows = Windows(cpu)
+        self.sharing = Sharing(self.windows)
         self.current: Space | None = None
         self._by_window: dict[int, dict[Mode, Space]] = {}
         self._by_table: dict[int, Space] = {}
@@ -63,6 +51,7 @@ class Spaces:
         """Begin to follow changes of page tables."""
         self.windows.attach()
         self.windows.on_drop.append(self._page_dropped)
+        self.windows.on_close.append(self._region_closed)
         self.windows.on_evict.append(self._window_evicted)
 
     def detach(self) -> None:
@@ -78,6 +67,8 @@ class Spaces:
     def select(self, mode: Mode) -> Space:
         """Make the space of the CPU's page tables and privilege for `mode` the current one, in the state block too."""
         space = self._of(self.windows.select(), mode)
+        if space.window.host in self.sharing.cold:
+            self.sharing.warm(space)
         self.current = space
         quads = self._block.quads
         quads[stateblock.WINDOW] = space.window.host
@@ -103,7 +94,7 @@ class Spaces:
 
     def entry_counts(self) -> list[int]:
         """How many entries each dispatch table has."""
-        return [sum(map(len, space.table.entries.values())) for space in self._by_table.values()]
+        return [space.table.count() for space in self._by_table.values()]
 
     def clear_tables(self) -> None:
         """Forget all offsets."""
@@ -116,7 +107,9 @@ class Spaces:
         if space is None:
             if not mode.is_plain and len(self._tables_of_others) >= MAX_OTHER_TABLES:
                 self._give_up(next(iter(self._tables_of_others.values())))
-            space = spaces[mode] = Space(window, mode, DispatchTable(mode.code_base))
+            table = DispatchTable(mode.code_base, window.region_shift - PAGE_SHIFT)
+            space = spaces[mode] = Space(window, mode, table)
+            self.sharing.cold.add(window.host)
             self._by_table[space.table.host] = space
             if not mode.is_plain:
                 self._tables_of_others[space.table.host] = space
@@ -132,6 +125,8 @@ class Spaces:
         self._forget_address_spaces()
 
     def _forget_table(self, space: Space) -> None:
+        for number in list(space.shared):
+            self.sharing.leave(space, number)
         del self._by_table[space.table.host]
         self._tables_of_others.pop(space.table.host, None)
         space.table.close()
@@ -159,25 +154,37 @@ class Spaces:
             self._forget_address_spaces()
             self._regime = regime
         if state.cr0 & CR0_PG and not state.cr4 & CR4_PAE:  # PAE checks PDPTEs at each load
-            slot = cr3 >> PAGE_SHIFT & stateblock.ADDRESS_SPACES - 1
-            at = stateblock.ADDRESS_SPACES_AT + slot * stateblock.ADDRESS_SPACE_BYTES // 8
+            at = _slot_of(cr3)
             quads[at] = cr3
             for number in range(2):
                 quads[at + 1 + number] = quads[stateblock.KERNEL_SPACE + number]
                 quads[at + 3 + number] = quads[stateblock.USER_SPACE + number]
 
+    def _forget_address_space(self, cr3: int) -> None:
+        at = _slot_of(cr3)
+        if self._block.quads[at] & ~0xFFF == cr3:
+            self._block.quads[at] = self._block.quads[at + 2] = 0
+
     def _forget_address_spaces(self) -> None:
-        words = stateblock.ADDRESS_SPACES * stateblock.ADDRESS_SPACE_BYTES // 8
-        for at in range(stateblock.ADDRESS_SPACES_AT, stateblock.ADDRESS_SPACES_AT + words):
-            self._block.quads[at] = 0
+        size_bytes = stateblock.ADDRESS_SPACES * stateblock.ADDRESS_SPACE_BYTES
+        at = 8 * stateblock.ADDRESS_SPACES_AT
+        self._block.data[at : at + size_bytes] = bytes(size_bytes)
 
     def _page_dropped(self, host: int, page: int) -> None:
         """A page of a window is mapped no more: its addresses are looked up anew."""
         for space in self._by_window.get(host, {}).values():
             space.table.clear_page(page)
 
+    def _region_closed(self, window: Window, region: Region) -> None:
+        """What the entries above a page table say is not certain any more, so it may not be what others' say."""
+        for space in self._by_window.get(window.host, {}).values():
+            self.sharing.leave(space, region.first_page >> space.table.slice_shift)
+        if window.host in self.sharing.cold:  # emitted code that loads CR3 would not warm it
+            self._forget_address_space(window.key & ~0xFFF)
+
     def _window_evicted(self, host: int) -> None:
         """The window at `host` stands for other page tables from now on."""
+        self.sharing.cold.discard(host)
         for space in self._by_window.pop(host, {}).values():
             self._forget_table(space)
         self._published = None
@@ -185,3 +192,9 @@ class Spaces:
         quads = self._block.quads
         for fields in (stateblock.KERNEL_SPACE, stateblock.USER_SPACE):
             quads[fields] = quads[fields + 1] = 0
+
+
+def _slot_of(cr3: int) -> int:
+    """Where the state block has the spaces of a CR3, if it has."""
+    slot = cr3 >> PAGE_SHIFT & stateblock.ADDRESS_SPACES - 1
+    return stateblock.ADDRESS_SPACES_AT + slot * stateblock.ADDRESS_SPACE_BYTES // 8

@@ -15,6 +15,7 @@ from machine.memory import PAGE_SHIFT
 from machine.state import CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, CpuState
 from vmm.native import hostmemory
 from vmm.native.filling import AROUND_PAGES, Filler, Refusal
+from vmm.native.regions import Region
 from vmm.native.shadows import (
     HOLDS_SHADOWED_TABLE,
     PAE_KEY,
@@ -67,6 +68,7 @@ class Windows:
     Attributes:
         current: the window of the address space and privilege that the CPU is in; `select` sets it.
         on_drop: told of each page that is mapped no more: the window's host address, the linear page number.
+        on_close: told of each region, what one page table or large page maps, before its pages are dropped.
         on_evict: told of each window that is given up, by its host address.
         before_fill: asked before a page is mapped: window, linear address, is it for a write; False refuses.
     """
@@ -82,6 +84,7 @@ class Windows:
         self._evicted = 0
         self._watched: tuple[Mapping[int, bool], Mapping[int, bool]] = {}, {}
         self.on_drop = self._shadows.on_drop
+        self.on_close = self._shadows.on_close
         self.on_evict: list[Callable[[int], None]] = []
         self.before_fill: Callable[[Window, int, bool], bool] | None = None
         self.current = self.select()
@@ -193,6 +196,14 @@ class Windows:
         window = Window(host, key, bool(key & USER_KEY), paging, 21 if key & PAE_KEY else 22)
         self._windows[key] = self._by_host[host] = window
         return window
+
+    def open_like(self, window: Window, known: Region) -> bool:
+        """Depend on what a region of another window depends on, if this one's entry says the same; nothing is mapped.
+
+        Returns:
+            Whether it does.
+        """
+        return self._filler.open_like(window, known)
 
     # Giving up.
 

@@ -23,7 +23,7 @@ from vmm.native.adaptation import Culprits
 from vmm.native.fragments import Fragment
 from vmm.native.regions import READABLE, UNMAPPED, WRITABLE
 from vmm.native.shadows import HOLDS_SHADOWED_TABLE, PROTECT_KEY, Window
-from vmm.native.spaces import Space
+from vmm.native.sharing import Space
 from vmm.trap.exitcodes import ExitCode, exception_code
 from vmm.trap.exitinfo import (
     PF_PRESENT,
@@ -103,6 +103,7 @@ class GuestMode(BinaryTranslator):
         super().enter()
         self._vectors = ()
         self._windows.before_fill = self._before_fill
+        self._spaces.sharing.enabled = False  # code that a window has no page for is fetched, which may be an exit
         self._cpu.mmu.before_access = self._before_access
         self._cpu.before_task_switch = self._before_task_switch
         self._cpu.mmu.flush()  # what is cached of devices has not been looked at
