@@ -208,6 +208,21 @@ def _walk_two_levels(memory: PhysicalMemory, state: CpuState, linear: int, error
     )
 
 
+def permits(memory: PhysicalMemory, state: CpuState, linear: int, *, write: bool, user: bool) -> bool:
+    """Whether `walk` would find no page fault; no bit is set."""
+    if not state.cr0 & CR0_PG:
+        return True
+    rights = RW | US
+    for entry in entries(memory, state, linear):
+        if not entry.value & P or entry.reserved:
+            return False
+        if entry.level != "PDPTE":
+            rights &= entry.value
+    if user and not rights & US:
+        return False
+    return bool(rights & RW) or not write or (not user and not state.cr0 & CR0_WP)
+
+
 def probe(memory: PhysicalMemory, state: CpuState, linear: int) -> int | None:
     """The physical address behind `linear` for a debugger: no rights are asked, no bit is set; None if not mapped."""
     if not state.cr0 & CR0_PG:

@@ -46,7 +46,7 @@ MIN_BUDGET_INSNS = 32  # below that, entering the TC costs more than interpretin
 # code between two of them is shorter than that, as on the page of the stack, some are interpreted at once.
 SHORT_STRETCH_INSNS = 8
 GUARDED_INSNS = 48
-_LONGEST_ACCESS_BYTES = 16
+LONGEST_ACCESS_BYTES = 16
 _NO_BUDGET = -1  # of a moment that never comes
 _HABITS = (Refusal.TRACE, Refusal.DEVICE, Refusal.TABLE, Refusal.VOLATILE)  # who faults so will do it again
 _SOFT_HABITS = (Refusal.TABLE, Refusal.VOLATILE)
@@ -434,7 +434,7 @@ class BinaryTranslator(WatchedTranslator):
             if words[stateblock.FAULT_SIGNAL * 2] == signal.SIGFPE and not quads[stateblock.FAULT_TRAP]:
                 raise GuestFault(Vector.DE)
             # A fault close to the beginning of a page may be of an access that begins in the page before.
-            if can_fill and self._windows.refusal is Refusal.PAGE_FAULT and linear & 0xFFF >= _LONGEST_ACCESS_BYTES:
+            if can_fill and self._windows.refusal is Refusal.PAGE_FAULT and linear & 0xFFF >= LONGEST_ACCESS_BYTES:
                 walk(self._cpu.memory, space.window.paging, linear, write=write, user=space.mode.user)
         is_habit = is_access and not tc.is_budget_guard(host) and self._windows.refusal in _HABITS
         if is_habit and self._culprits.fault(fragment, self._cpu.state.eip, soft=can_be_soft):

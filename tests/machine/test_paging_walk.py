@@ -1,4 +1,4 @@
-"""The short walk of two levels against the rules of the SDM, over random tables: results, faults and bits."""
+"""The short walk of two levels, and the question whether it would fault, against the rules of the SDM, over random tables: results, faults and bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from machine.faults import PF_PRESENT, PF_RESERVED, PF_USER, PF_WRITE, PageFault
 from machine.memory import PhysicalMemory
-from machine.paging import ACCESSED, DIRTY, PS, RW, US, P, Translation, entries, walk
+from machine.paging import ACCESSED, DIRTY, PS, RW, US, P, Translation, entries, permits, walk
 from machine.state import CR0_PG, CR0_WP, CR4_PGE, CR4_PSE, CpuState
 
 ROOT = 0x1_0000
@@ -95,6 +95,9 @@ def test_it_does_what_the_rules_say(memory: PhysicalMemory, seed: int) -> None:
         for at, mask in bits.items():
             if ROOT <= at < ROOT + len(after):  # what large pages would be tables for without PSE is left alone
                 after[at - ROOT] |= mask
+        is_permitted = permits(memory, state, linear, write=write, user=user)
+        assert is_permitted is isinstance(wanted, Translation)
+        assert memory.read(ROOT, len(TABLES) * 4096) == before
         assert outcome(memory, state, linear, write=write, user=user) == wanted
         if isinstance(wanted, int):
             faults.add(wanted)

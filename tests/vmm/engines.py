@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.engine import verified
+from tests.engine import trap, trap_nested, verified
 from tests.vmm import bare
 from tests.vmm.bare import Bare, EngineMaker
 from vmm.interp import Interpreter
@@ -39,16 +39,19 @@ class Variant:
             monkeypatch.setattr(name, value)
 
 
+_EACH = {"vmm.bt.MIN_BUDGET_INSNS": 1, "vmm.native.translator.MAX_TU_INSTRUCTIONS": 1}
 INTERP = Variant("interp", Interpreter)
 BT = Variant("bt", verified)
 BT_EACH = Variant(
     "bt-each",
     verified,
-    {"vmm.bt.MIN_BUDGET_INSNS": 1, "vmm.native.translator.MAX_TU_INSTRUCTIONS": 1},
+    _EACH,
 )
+TRAP_EACH = Variant("trap-each", trap, _EACH)
+TRAP_NESTED_EACH = Variant("trap-nested-each", trap_nested, _EACH)
 
 
-@pytest.fixture(params=[INTERP, BT, BT_EACH], ids=lambda variant: variant.name)
+@pytest.fixture(params=[INTERP, BT, BT_EACH, TRAP_EACH, TRAP_NESTED_EACH], ids=lambda variant: variant.name)
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Variant:
     """Each engine in turn."""
     chosen: Variant = request.param

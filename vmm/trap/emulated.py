@@ -15,9 +15,9 @@ from machine.flags import IF, RF
 from machine.fpu import FpuFrozen
 from machine.interrupts import Delivery, TripleFault
 from machine.memory import PAGE_SHIFT, READ_ONLY
-from machine.paging import DIRTY, RW, entries
+from machine.paging import DIRTY, RW, entries, permits
 from machine.state import CR0_PG, SHADOW_MOV_SS
-from vmm.bt import BinaryTranslator
+from vmm.bt import LONGEST_ACCESS_BYTES, BinaryTranslator
 from vmm.native import stateblock
 from vmm.native.adaptation import Culprits
 from vmm.native.fragments import Fragment
@@ -356,11 +356,31 @@ class GuestMode(BinaryTranslator):
     # What memory accesses lead to.
 
     def _handle_fault(self, space: Space, limit_icount: int) -> int | None:
+        assert self._tc is not None
+        at = self._tc.state.quads[stateblock.FAULT_RIP] - self._tc.host
         self._serving_fault = True
         try:
-            return super()._handle_fault(space, limit_icount)
+            target = super()._handle_fault(space, limit_icount)
         finally:
             self._serving_fault = False
+        if self._waiting is not None and self._is_another_first(at, self._waiting.info2):
+            # Of the instruction's page faults hardware meets another one: the interpreter finds out which.
+            self._waiting = self.fault_window = None
+        return target
+
+    def _is_another_first(self, at: int, linear: int) -> bool:
+        """Whether the guest's tables forbid an access that may not be the first one for which they do."""
+        tc, window = self._tc, self.fault_window
+        assert tc is not None
+        assert window is not None
+        if not tc.is_routine(at):
+            fragment = self._store.index.at(at)
+            in_order = fragment is not None and fragment.index_at(at) in fragment.unit.faulting_in_order
+            # Close to the beginning of a page it may be of an access that begins in the page before.
+            if in_order and linear & 0xFFF >= LONGEST_ACCESS_BYTES:
+                return False
+        write = bool(tc.state.quads[stateblock.FAULT_ERROR] & 2)
+        return not permits(self._cpu.memory, window.paging, linear, write=write, user=window.user)
 
     def _before_fill(self, window: Window, linear: int, write: bool) -> bool:
         """A page is missing where emitted code runs: the hardware's page walk fills it, or finds a fault in a shadow.

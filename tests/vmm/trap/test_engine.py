@@ -66,6 +66,21 @@ def test_true_faults_are_injected_under_shadow_paging_only() -> None:
     assert (counts["injected events"], counts["exceptions #PF"]) == (0, 1)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("source", "esp", "first"),
+    [("pushad", 0x6008, 0x5FFC), ("pushaw", 0x6004, 0x5FFE), ("popad", 0x4FF8, 0x5000), ("popaw", 0x4FFC, 0x5000)],
+)
+def test_the_first_of_an_instructions_page_faults_is_told(source: str, esp: int, first: int, nested: bool) -> None:
+    """Emitted code asks for the far end of some accesses before it changes anything."""
+    with guest(f"nop; mov esp, {esp}; {source}; hlt", nested=nested) as bare:
+        bare.debug.set_catches(frozenset({14}))
+        stop = bare.run(100)
+        assert stop.kind is StopKind.CATCH
+        assert stop.level is not None
+        assert stop.level.cr2 == first
+
+
 @pytest.mark.parametrize(("touched", "prefills"), [(0x7027, 1), (0x7007, 0)])
 def test_a_page_made_present_is_mapped_if_its_a_bit_says_so(touched: int, prefills: int) -> None:
     """Else the shadow would set A before the guest has touched the page."""
