@@ -7,6 +7,7 @@ does or does not run on all is the test's business.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import pytest
 
@@ -61,6 +62,11 @@ def make(cpu: Cpu, debug: DebugControl) -> Engine:
     return MAKERS[chosen()](cpu, debug)
 
 
+def other() -> Callable[[Cpu, DebugControl], Engine]:
+    """What makes the engine that is compared with the reference: the chosen one, else `bt`."""
+    return MAKERS[chosen()] if chosen() != REFERENCE else verified
+
+
 def factories() -> dict[str, EngineFactory]:
     """All engines, as `Machine` wants them."""
     return {name: _factory(name) for name in MAKERS}
@@ -73,10 +79,19 @@ def _factory(name: str) -> EngineFactory:
     return factory
 
 
+@contextmanager
+def choice(name: str) -> Iterator[None]:
+    """The engine for whoever has no wish, for a while."""
+    _chosen.append(name)
+    try:
+        yield
+    finally:
+        _chosen.remove(name)
+
+
 @pytest.fixture(params=MAKERS)
 def each_engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test on every engine; returns its name."""
     name: str = request.param
-    _chosen.append(name)
-    yield name
-    _chosen.remove(name)
+    with choice(name):
+        yield name

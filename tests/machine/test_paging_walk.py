@@ -1,4 +1,7 @@
-"""The short walk of two levels, and the question whether it would fault, against the rules of the SDM, over random tables: results, faults and bits."""
+"""The short walk of two levels against the rules of the SDM, over random tables: results, faults and bits.
+
+Whether it would fault, asked without setting any bit, is compared, too.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Fixtures of the engines' tests."""
 
-from tests.vmm.engines import flat, least_budget, real, variant
+from tests.vmm.engines import flat, native_core, other_engine, real, variant
 
-__all__ = ["flat", "least_budget", "real", "variant"]
+__all__ = ["flat", "native_core", "other_engine", "real", "variant"]

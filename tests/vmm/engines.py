@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.engine import trap, trap_nested, verified
+from tests.engine import MAKERS, REFERENCE, choice, trap, trap_nested, verified
 from tests.vmm import bare
 from tests.vmm.bare import Bare, EngineMaker
 from vmm.interp import Interpreter
@@ -83,7 +83,28 @@ def _maker(make_guest: Callable[[str, EngineMaker], Bare], make_engine: EngineMa
         each.close()
 
 
-@pytest.fixture(params=[32, 1], ids=["budget-32", "budget-1"])
-def least_budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`bt` enters emitted code with its usual least budget, and with any."""
-    monkeypatch.setattr("vmm.bt.MIN_BUDGET_INSNS", request.param)
+OTHERS = tuple(name for name in MAKERS if name != REFERENCE)
+
+
+@pytest.fixture(params=OTHERS)
+def other_engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each engine with emitted code in turn is what `Twins` compares with the reference; returns its name."""
+    name: str = request.param
+    with choice(name):
+        yield name
+
+
+_BT = ("budget-32", "budget-1")
+
+
+@pytest.fixture(params=[*_BT, "trap", "trap nested"])
+def native_core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`bt` that enters emitted code with its usual least budget, and with any, and `trap` with any."""
+    name: str = request.param
+    monkeypatch.setattr("vmm.bt.MIN_BUDGET_INSNS", 32 if name == "budget-32" else 1)
+    with choice("bt" if name in _BT else name):
+        yield
+
+
+bt_alone = pytest.mark.parametrize("native_core", _BT, indirect=True)
+"""For tests of what `trap` leaves out: in-TC emulation and adaptation."""

@@ -1,4 +1,4 @@
-"""`bt` against `interp` in time and in faults: interrupts at every icount, exceptions at every operand."""
+"""`bt` and `trap` against `interp` in time and in faults: interrupts at every icount, exceptions at every operand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.vmm.twins import Twins
 INC_EBX_IRET = b"\x43\xcf"
 
 
-pytestmark = pytest.mark.usefixtures("least_budget")
+pytestmark = pytest.mark.usefixtures("native_core")
 
 
 class Timer:

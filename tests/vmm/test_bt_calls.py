@@ -1,4 +1,7 @@
-"""`bt` against `interp` in control flow: calls and returns in any order and number, loops, jumps to nowhere."""
+"""`bt` against `interp` in control flow: calls and returns in any order and number, loops, jumps to nowhere.
+
+The same under `trap`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from machine.state import EBX, ECX
 from tests.vmm.bare import ORIGIN
 from tests.vmm.twins import Twins
 
-pytestmark = pytest.mark.usefixtures("least_budget")
+pytestmark = pytest.mark.usefixtures("native_core")
 
 
 class TestCalls:

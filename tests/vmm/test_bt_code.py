@@ -1,4 +1,7 @@
-"""`bt` against `interp` where code changes under it, by whatever writer and address, and where the cache fills up."""
+"""`bt` against `interp` where code changes under it, by whatever writer and address, and where the cache fills up.
+
+The same under `trap`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from machine.state import EAX, EBX
 from tests.vmm.bare import ORIGIN, Bare, map_low_memory, set_page
 from tests.vmm.twins import Twins
 
-pytestmark = pytest.mark.usefixtures("least_budget")
+pytestmark = pytest.mark.usefixtures("native_core")
 
 
 class TestChangingCode:

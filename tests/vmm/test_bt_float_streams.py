@@ -1,4 +1,6 @@
-"""`bt` against `interp` on every floating-point encoding, and on random programs that mix them with everything else."""
+"""`bt` and `trap` against `interp` on every floating-point encoding, and on random programs that mix
+them with everything else.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,7 @@ _PIECES = 4
 _STEPS = 100
 
 
+@pytest.mark.usefixtures("other_engine")
 @pytest.mark.parametrize("piece", range(_PIECES))
 def test_every_form(piece: int) -> None:
     tu_insns = (12, 1, 12, 3)[piece]

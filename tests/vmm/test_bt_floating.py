@@ -1,4 +1,7 @@
-"""`bt` with floating point: when the guest's registers are in the host's, what is refused, how errors show."""
+"""`bt` with floating point: when the guest's registers are in the host's, what is refused, how errors show.
+
+The same under `trap`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from tests.vmm.float_streams import give_fpu
 from tests.vmm.twins import Twins
 from vmm.bt import BinaryTranslator
 from vmm.native import stateblock
+
+pytestmark = pytest.mark.usefixtures("other_engine")
 
 DATA = 0x2_0000
 HIDDEN = 0x3_0000

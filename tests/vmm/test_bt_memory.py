@@ -1,4 +1,7 @@
-"""`bt` against `interp` where memory changes under running code: tables, CR3, WP, U/S, A and D bits, A20, DMA."""
+"""`bt` against `interp` where memory changes under running code: tables, CR3, WP, U/S, A and D bits, A20, DMA.
+
+The same under `trap`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from tests.oracles.assembler import assemble
 from tests.vmm.bare import PAGE_DIRECTORY, PAGE_TABLE, Bare, map_low_memory, set_handler, set_page
 from tests.vmm.twins import Twins
 
-pytestmark = pytest.mark.usefixtures("least_budget")
+pytestmark = pytest.mark.usefixtures("native_core")
 
 STEPS = (100, 33)
 WINDOW = 0x30_0000  # a linear page whose entry the guests change

@@ -1,4 +1,4 @@
-"""`bt` against `interp` outside plain 32-bit code: real, virtual-8086 and 16-bit protected mode, segments of all kinds.
+"""`bt` and `trap` against `interp` outside plain 32-bit code: real, virtual-8086 and 16-bit protected mode, segments.
 
 A program is a row of random encodings. A fault stops before its delivery, and both guests go on at the next
 instruction with fresh registers, so that one program meets many.
@@ -6,6 +6,7 @@ instruction with fresh registers, so that one program meets many.
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 from functools import cache
@@ -165,8 +166,12 @@ def _set_registers(bare: Bare, chance: random.Random, around: Surroundings) -> N
 
 
 @pytest.mark.parametrize("name", SURROUNDINGS)
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("tu_insns", [1, 32])
+@pytest.mark.parametrize(
+    ("other_engine", "tu_insns", "seed"),
+    [*itertools.product(["bt"], [1, 32], range(4)), ("trap", 32, 4), ("trap nested", 32, 5)],
+    indirect=["other_engine"],
+)
+@pytest.mark.usefixtures("other_engine")
 def test_random_programs(name: str, seed: int, tu_insns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmm.bt.MIN_BUDGET_INSNS", 1)
     monkeypatch.setattr("vmm.native.translator.MAX_TU_INSTRUCTIONS", tu_insns)

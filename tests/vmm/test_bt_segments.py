@@ -1,4 +1,4 @@
-"""`bt` against `interp` on segments that are not flat: bases, limits, rights, and loads of FS and GS."""
+"""`bt` and `trap` against `interp` on segments that are not flat: bases, limits, rights, and loads of FS and GS."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from tests.vmm.bare import GDT_BASE, Bare
 from tests.vmm.streams import OFFSETS, SANDBOX, SANDBOX_PAGES, SEGMENT_KINDS, Program, Step, kinds_of_cases
 from tests.vmm.test_bt_streams import run
 from tests.vmm.twins import Twins
+
+pytestmark = [
+    pytest.mark.usefixtures("other_engine"),
+    pytest.mark.parametrize("other_engine", ["bt", "trap"], indirect=True),
+]
 
 _FS_PREFIX = 0x64
 _STEPS = 40

@@ -1,4 +1,6 @@
-"""`bt` against `interp` on every encoding that it translates, and on random programs in a space of awkward pages."""
+"""`bt` and `trap` against `interp` on every encoding that is translated, and on random programs in a space
+of awkward pages.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ _STEPS = 40
 
 
 @pytest.mark.parametrize("piece", range(_PIECES))
-@pytest.mark.parametrize("tu_insns", [1, 12])
+@pytest.mark.parametrize(
+    ("other_engine", "tu_insns"), [("bt", 1), ("bt", 12), ("trap", 1), ("trap nested", 12)], indirect=["other_engine"]
+)
+@pytest.mark.usefixtures("other_engine")
 def test_every_form(piece: int, tu_insns: int) -> None:
     """In user mode, where the worst that can happen to ESP is a fault."""
     chance = random.Random(piece)

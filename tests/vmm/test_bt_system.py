@@ -1,6 +1,11 @@
-"""System instructions under `bt` against `interp`: in both rings, plain and not plain, with interrupts in between."""
+"""System instructions under `bt` against `interp`: in both rings, plain and not plain, with interrupts in between.
+
+The same under `trap`.
+"""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 
@@ -8,12 +13,13 @@ from machine.debug import Stop
 from machine.state import EDI
 from tests.oracles.assembler import assemble
 from tests.vmm.bare import PAGE_DIRECTORY, PAGE_TABLE, Bare, handler_of, map_low_memory, set_handler, set_page
+from tests.vmm.engines import bt_alone
 from tests.vmm.rings import install
 from tests.vmm.twins import Twins
 from vmm.bt import BinaryTranslator
 from vmm.native.modes import Mode
 
-pytestmark = pytest.mark.usefixtures("least_budget")
+pytestmark = pytest.mark.usefixtures("native_core")
 
 
 class Timer:
@@ -46,12 +52,17 @@ def prepared(seed: int) -> Twins:
     return Twins("nop", prepare)
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize(
+    ("native_core", "seed"),
+    [*itertools.product(("budget-32", "budget-1"), range(16)), *itertools.product(("trap", "trap nested"), (4, 8, 12))],
+    indirect=["native_core"],
+)
 def test_random_slots(seed: int) -> None:
     with prepared(seed) as twins:
         twins.run(1200, (211, 1, 300, 40, 7))
 
 
+@bt_alone
 @pytest.mark.parametrize("leaf", [0, 1])
 def test_cpuid_stays_in_the_translation_cache(leaf: int) -> None:
     with Twins(f"1: mov eax, {leaf}\ncpuid\nadd esi, eax\nxor edi, ebx\nadd edi, ecx\nxor ebp, edx\njmp 1b") as twins:
@@ -108,6 +119,7 @@ class TestAddressSpaces:
         memory.write(0x30_1000, b"\x83\xc6\x03\xc3")  # add esi, 3; ret
         memory.write(0x31_1000, b"\x83\xc6\x05\xc3")  # add esi, 5; ret
 
+    @bt_alone
     def test_switching_between_them(self) -> None:
         source = f"""
             mov ebx, {PAGE_DIRECTORY}

@@ -1,4 +1,7 @@
-"""`bt` against `interp` where a translation unit goes on behind a branch, round a loop, and with ESP not yet moved."""
+"""`bt` against `interp` where a translation unit goes on behind a branch, round a loop, and with ESP not yet moved.
+
+The same under `trap`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,11 @@ import pytest
 from machine.state import Gpr
 from tests.vmm.bare import Bare, map_low_memory, set_page
 from tests.vmm.twins import Twins
+
+pytestmark = [
+    pytest.mark.usefixtures("other_engine"),
+    pytest.mark.parametrize("other_engine", ["bt", "trap"], indirect=True),
+]
 
 DEVICE = 0xB_8000  # not RAM: each access is interpreted
 MISSING = 0x3_F000  # a page that is not mapped, away from stack and tables

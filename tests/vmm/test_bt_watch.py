@@ -1,4 +1,7 @@
-"""`bt` against `interp` while something is watched: by the debugger, and by the guest itself with DR0 to DR7."""
+"""`bt` against `interp` while something is watched: by the debugger, and by the guest itself with DR0 to DR7.
+
+The same under `trap`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ from tests.vmm.bare import (
 from tests.vmm.streams import SANDBOX, SANDBOX_PAGES, Program, programs
 from tests.vmm.twins import Twins
 
-pytestmark = pytest.mark.usefixtures("least_budget")
+pytestmark = [
+    pytest.mark.usefixtures("native_core"),
+    pytest.mark.parametrize("native_core", ["budget-32", "budget-1", "trap"], indirect=True),
+]
 
 DATA = 0x30_0000
 STEPS = (1000, 100, 33, 1, 250)

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from machine.debug import Stop
-from tests.engine import verified
+from tests import engine as engines
 from tests.vmm.bare import Bare, EngineMaker, flat
 from vmm.interp import Interpreter
 from vmm.lockstep import Side, differences
@@ -22,7 +22,7 @@ class Twins:
         source: assembly for both.
         prepare: done to each before it runs.
         make_guest: `bare.flat` or `bare.real`.
-        engine: what runs the second one.
+        engine: what runs the second one; None: the chosen one, else `bt`.
     """
 
     def __init__(
@@ -31,10 +31,10 @@ class Twins:
         prepare: Callable[[Bare], object] = lambda _bare: None,
         *,
         make_guest: MakeGuest = flat,
-        engine: EngineMaker = verified,
+        engine: EngineMaker | None = None,
     ) -> None:
         self.reference = make_guest(source, Interpreter)
-        self.other = make_guest(source, engine)
+        self.other = make_guest(source, engine or engines.other())
         self._sides = Side(self.reference), Side(self.other)
         self.each(prepare)
 
