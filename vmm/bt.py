@@ -19,6 +19,7 @@ from machine.flags import IF, RF, TF
 from machine.instructions import Effect
 from machine.paging import walk
 from machine.state import EAX, MASK32, SHADOW_NONE, SHADOW_STI, Gpr
+from vmm.arrivals import ArrivingTranslator
 from vmm.native import narrowstrings, stateblock
 from vmm.native.alarm import ALARM
 from vmm.native.cache import TC_BYTES, Exit, TranslationCache
@@ -29,14 +30,12 @@ from vmm.native.fragmentstore import FragmentStore
 from vmm.native.modes import Mode
 from vmm.native.ramview import RamView
 from vmm.native.registers import GuestRegisters
-from vmm.native.routine import rflags_of
 from vmm.native.sharing import Space
 from vmm.native.signals import CORE
 from vmm.native.softmemory import SoftMemory
 from vmm.native.spaces import Spaces
 from vmm.native.tally import Stopwatch, Tally
 from vmm.native.windows import Refusal
-from vmm.watched import WatchedTranslator
 
 if TYPE_CHECKING:
     from vmm.native.inspection import Translations
@@ -53,7 +52,7 @@ _SOFT_HABITS = (Refusal.TABLE, Refusal.VOLATILE)
 _PLAIN = (Effect.NEXT, Effect.BRANCH, Effect.REPEAT)  # leaves everything but general registers and flags alone
 
 
-class BinaryTranslator(WatchedTranslator):
+class BinaryTranslator(ArrivingTranslator):
     """The software VMM: see `machine.engine.Engine`."""
 
     name = "bt"
@@ -69,7 +68,6 @@ class BinaryTranslator(WatchedTranslator):
         super().__init__(cpu, debug)
         self._verify = verify
         self._least_budget_insns = MIN_BUDGET_INSNS
-        self._tc: TranslationCache | None = None
         self._is_judging = False  # the instruction at EIP is a callout for what it does, so that is looked at
         self._port_accesses = 0
         self._counters: dict[str, int] = {}
@@ -149,6 +147,7 @@ class BinaryTranslator(WatchedTranslator):
         """Execute until the icount is reached or something stops it: see `Engine.run`."""
         longest_s = self._debug.longest_run_s
         CORE.arm()
+        self._may_put_off = not skip_breakpoint
         try:
             if longest_s < inf:
                 ALARM.start(longest_s, longest_s / 4)
@@ -158,6 +157,7 @@ class BinaryTranslator(WatchedTranslator):
             if longest_s < inf:
                 ALARM.stop()
             CORE.disarm()
+            self._may_put_off = False
 
     def _execute_blocks(self, limit_icount: int) -> Stop | None:
         """Run emitted code while the CPU is in a state that it stands for, and the budget is worth it."""
@@ -296,7 +296,10 @@ class BinaryTranslator(WatchedTranslator):
             quads[stateblock.NS_PER_INSN] = clock.ns_per_insn
             words[stateblock.PENDING] = self._pending()
             self._soft.publish(allowed=not self._guarding)
-        target = space.table.get(state.eip) or self._store.find(space, state.eip)
+        if self._arriving is not None:
+            target: int | None = self._prepare_arrival(self._arriving)
+        else:
+            target = space.table.get(state.eip) or self._store.find(space, state.eip)
         if target is None:
             return True
         self._registers.hand_over()
@@ -313,6 +316,12 @@ class BinaryTranslator(WatchedTranslator):
             self._tally.seconds_in_tc += time.perf_counter() - before
             space = self._spaces.adopt()
             reason = words[stateblock.REASON]
+            if self._arriving is not None:
+                target = self._arrive(self._arriving)
+                if target is not None:
+                    continue
+                if self._arriving is not None:
+                    return False
             if reason == Exit.FAULT:
                 target = self._handle_fault(space, limit_icount)
             elif reason == Exit.CALLOUT:
@@ -469,12 +478,7 @@ class BinaryTranslator(WatchedTranslator):
         tc = self._tc
         assert tc is not None
         words, quads = tc.state.words, tc.state.quads
-        for number in range(3):
-            words[number] = words[stateblock.ROUTINE_REGISTERS + number]
-        if tc.keeps_status_only(at):
-            quads[stateblock.FLAGS] = rflags_of(words[stateblock.ROUTINE_STATUS], quads[stateblock.FLAGS])
-        else:
-            quads[stateblock.FLAGS] = quads[stateblock.ROUTINE_FLAGS]
+        tc.undo_routine(at)
         quads[stateblock.BUDGET] += 1
         eip = words[stateblock.ROUTINE_EIP]
         window = self._windows.at(host)

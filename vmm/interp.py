@@ -64,6 +64,7 @@ class Interpreter:
         self._watched_linear: dict[int, bool] = {}
         self._watched_physical: dict[int, bool] = {}
         self._interrupts = 0
+        self._delivered = False  # an interrupt, whose handler may have another one taken before anything is executed
         self._exceptions: dict[int, int] = {}
 
     # The Engine interface.
@@ -102,8 +103,9 @@ class Interpreter:
         self._deadline_s = perf_counter() + self._debug.longest_run_s
         clock = self._cpu.clock
         while clock.icount < until_icount and self._patience >= 0:
+            self._delivered = False
             stop = self._attend()
-            if stop is None:
+            if stop is None and not (self._delivered and self._cpu.lines.attention):
                 stop = self._execute(until_icount, skip_breakpoint=skip_breakpoint)
                 skip_breakpoint = False
             if stop is not None:
@@ -125,8 +127,7 @@ class Interpreter:
         if self._interrupts != deliveries or was_halted:
             return _BUDGET if state.halted else _STEP
         self._cpu.single_iterations = True
-        stop = self._execute_step()
-        return stop or _STEP
+        return self._execute_step() or _STEP
 
     # Instruction boundaries.
 
@@ -182,7 +183,7 @@ class Interpreter:
 
     def _deliver_external(self, vector: int) -> Stop | None:
         """An interrupt or NMI that was accepted enters its handler."""
-        cpu = self._cpu
+        cpu, self._delivered = self._cpu, True
         try:
             deliver_event(cpu, vector, external=True, error_code=None, return_eip=cpu.state.eip)
         except TripleFault as triple:
@@ -241,10 +242,9 @@ class Interpreter:
     def _execute(self, until_icount: int, *, skip_breakpoint: bool) -> Stop | None:
         """Execute until the icount, the next event of a device, or what `run` must look at: the state says how."""
         state, clock = self._cpu.state, self._cpu.clock
-        if state.eflags & (TF | RF) or state.shadow or state.dr[7] & self.careful_dr7 or self._watching:
+        is_careful = state.eflags & (TF | RF) or state.shadow or state.dr[7] & self.careful_dr7 or self._watching
+        if is_careful or skip_breakpoint:
             return self._execute_one(check_breakpoints=not skip_breakpoint)
-        if skip_breakpoint:
-            return self._execute_one(check_breakpoints=False)
         return self._execute_blocks(min(until_icount, clock.deadline_icount))
 
     def _execute_step(self) -> Stop | None:

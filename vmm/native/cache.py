@@ -37,6 +37,7 @@ from vmm.native.operands import (
     RBX,
     RSP,
 )  # fmt: skip
+from vmm.native.routine import SAVED, rflags_of
 from vmm.native.routines import WITH_IMAGE, emit_routines
 from vmm.native.signals import CORE, SLOT_BYTES
 from vmm.native.softroutines import emit_soft_routines
@@ -64,6 +65,7 @@ class Exit(IntEnum):
     FAULT = 4  # a signal: see the fault fields
     PORT = 5  # a port access: see the port fields
     SOFT = 6  # the software path cannot be taken to `soft_linear`, or has been taken often enough
+    REFUSAL = 7  # an interrupt from outside that the routine for it does not deliver
 
 
 class TranslationCache:
@@ -126,9 +128,19 @@ class TranslationCache:
         """Whether code at `offset` belongs to the routines of in-TC emulation."""
         return self._routines_at <= offset < _STUBS_BYTES
 
-    def keeps_status_only(self, offset: int) -> bool:
-        """Whether the routine at `offset` keeps the status flags alone, in `routine_status`."""
-        return offset < self.routines[WITH_IMAGE[0]]
+    def is_arrival(self, offset: int) -> bool:
+        """Whether code at `offset` belongs to the routine that delivers an interrupt from outside."""
+        return offset in self._arrival
+
+    def undo_routine(self, offset: int) -> None:
+        """Put back the registers and flags with which the routine began whose code is at `offset`."""
+        words, quads = self.state.words, self.state.quads
+        for number in range(len(SAVED)):
+            words[number] = words[stateblock.ROUTINE_REGISTERS + number]
+        if offset < self.routines[WITH_IMAGE[0]]:  # it keeps the status flags alone
+            quads[stateblock.FLAGS] = rflags_of(words[stateblock.ROUTINE_STATUS], quads[stateblock.FLAGS])
+        else:
+            quads[stateblock.FLAGS] = quads[stateblock.ROUTINE_FLAGS]
 
     def is_budget_guard(self, host: int) -> bool:
         """Whether a fault address says that the budget is used up."""
@@ -187,7 +199,9 @@ class TranslationCache:
         _emit_enter(assembler, self.state.host, self.host, self.guard + GUARD_BIAS)
         assembler.align(16)
         self._routines_at = len(assembler.code)
-        self.routines = emit_routines(assembler, self.host + exit_offsets[Exit.CALLOUT])
+        callout, refusal = self.host + exit_offsets[Exit.CALLOUT], self.host + exit_offsets[Exit.REFUSAL]
+        self.routines = emit_routines(assembler, callout, refusal)
+        self._arrival = range(self.routines["arrive"], len(assembler.code))
         self.routines |= emit_soft_routines(assembler, self.host + exit_offsets[Exit.SOFT])
         code = assembler.finish()
         assert len(code) <= _STUBS_BYTES

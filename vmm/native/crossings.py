@@ -1,4 +1,4 @@
-"""Routines that may change the ring: INT n, IRETD, SYSENTER, SYSEXIT.
+"""Routines that may change the ring: INT n, interrupts from outside, IRETD, SYSENTER, SYSEXIT.
 
 They must not know fragments or engines.
 """
@@ -47,7 +47,14 @@ def emit_interrupt(writer: Routine) -> None:
     writer.fail()
 
 
-def emit_gate_entry(writer: Routine, *, by_fault: bool) -> None:
+def emit_arrival(writer: Routine) -> None:
+    """An interrupt from outside, with the vector in R9D, that was acknowledged: it returns to `routine_next`."""
+    emit_gate_entry(writer, by_fault=False, external=True)
+    writer.go_on()
+    writer.fail()
+
+
+def emit_gate_entry(writer: Routine, *, by_fault: bool, external: bool = False) -> None:
     """Enter the handler of the vector in R9D through an interrupt or trap gate of 32 bits to flat code of ring 0.
 
     What is pushed returns to `routine_next`. The handler is in R8D then, its space is current, and nothing can fail any
@@ -57,11 +64,13 @@ def emit_gate_entry(writer: Routine, *, by_fault: bool) -> None:
         writer: the routine.
         by_fault: for an exception, whose gate may have any DPL: RF is set in the flags that it pushes, and
             `delivery_code` on top, if `delivery_code_bytes` is 4 instead of 0.
+        external: for an interrupt from outside, whose gate may have any DPL; others may wait that the gate disables.
     """
     emit = writer.emit
     inner, pushed = Label(), Label()
-    emit("cmp", field("pending"), 0)
-    writer.unless("e")
+    if not external:
+        emit("cmp", field("pending"), 0)
+        writer.unless("e")
     emit("test", field("system_flags"), VIF | VIP)
     writer.unless("e")
     writer.need_space("kernel_space")
@@ -76,7 +85,14 @@ def emit_gate_entry(writer: Routine, *, by_fault: bool) -> None:
     emit("mov", EAX, EDX)
     emit("and", EAX, _GATE_FIXED)
     writer.need(EAX, _GATE_32)
-    if not by_fault:
+    if external:
+        disables = Label()
+        emit("test", EDX, _TRAP_GATE_BIT)
+        emit("je", disables)
+        emit("cmp", field("pending"), 0)
+        writer.unless("e")
+        writer.asm.bind(disables)
+    elif not by_fault:
         writer.dpl(EAX)
         emit("cmp", EAX, field("cpl"))
         writer.unless("ae")

@@ -23,10 +23,12 @@ _ESP0 = 4  # offset in a 32-bit TSS
 _TSS_REACH = 9  # limit of a TSS that holds ESP0 and SS0
 
 _GENERAL = struct.Struct("<8I")
-_EVERYTHING = struct.Struct("<20I6I12q15I")
+_SEGMENTS = struct.Struct("<12I6I12q")
+_SYSTEM = struct.Struct("<15I")  # behind the segments
 # What emitted code may change besides the general registers: segments, IF, the system flags, CPL, CR0 to CR4.
 _CHANGEABLE = slice(OFFSETS["segments"], OFFSETS["gdt_base"])
 _ALL_SEGMENTS = slice(0, OFFSETS["segment_bounds"] + SIZES["segment_bounds"] - OFFSETS["segments"])
+_ALL_SEGMENTS_IN_BLOCK = slice(OFFSETS["segments"], OFFSETS["segments"] + _ALL_SEGMENTS.stop)
 
 
 class GuestRegisters:
@@ -53,19 +55,17 @@ class GuestRegisters:
 
     def _hand_over_everything(self, state: CpuState) -> None:
         block, tr = self._block, state.tr
-        hidden = [_hidden_parts(segment.hidden) for segment in state.segments]
+        _GENERAL.pack_into(block.data, 0, *state.gpr)
+        es, cs, ss, ds, fs, gs = state.segments
+        block.data[_ALL_SEGMENTS_IN_BLOCK] = _segments_of(
+            (es.selector, cs.selector, ss.selector, ds.selector, fs.selector, gs.selector),
+            (es.hidden, cs.hidden, ss.hidden, ds.hidden, fs.hidden, gs.hidden),
+        )
         has_stack = tr.attributes & IS_32 and tr.limit >= _TSS_REACH
-        _EVERYTHING.pack_into(
+        gdtr, idtr = state.gdtr, state.idtr
+        _SYSTEM.pack_into(
             block.data,
-            0,
-            *state.gpr,
-            *(
-                word
-                for segment, parts in zip(state.segments, hidden, strict=True)
-                for word in (segment.selector, parts[0])
-            ),
-            *(parts[1] for parts in hidden),
-            *(bound for parts in hidden for bound in parts[2:]),
+            _ALL_SEGMENTS_IN_BLOCK.stop,
             state.eflags & IF,
             state.eflags & SYSTEM_FLAGS,
             state.cpl,
@@ -73,10 +73,10 @@ class GuestRegisters:
             state.cr2,
             state.cr3,
             state.cr4,
-            state.gdtr.base,
-            state.gdtr.limit,
-            state.idtr.base,
-            state.idtr.limit,
+            gdtr.base,
+            gdtr.limit,
+            idtr.base,
+            idtr.limit,
             tr.base + _ESP0 & MASK32 if has_stack else 0,
             state.sysenter_cs,
             state.sysenter_esp,
@@ -105,6 +105,17 @@ class GuestRegisters:
                 base = words[stateblock.SEGMENT_BASES + number]
                 _load(segment, selector, high, base, block.quads[stateblock.SEGMENT_BOUNDS + 2 * number])
         self._handed_over = changed
+
+
+@lru_cache(maxsize=512)
+def _segments_of(selectors: tuple[int, ...], hidden: tuple[tuple[int, int, int], ...]) -> bytes:
+    """What the state block says of all six segment registers."""
+    parts = [_hidden_parts(each) for each in hidden]
+    return _SEGMENTS.pack(
+        *(word for selector, part in zip(selectors, parts, strict=True) for word in (selector, part[0])),
+        *(part[1] for part in parts),
+        *(bound for part in parts for bound in part[2:]),
+    )
 
 
 @lru_cache(maxsize=512)

@@ -18,7 +18,7 @@ from machine.flags import AC, ID, IF, IOPL, NT, TF
 from machine.memory import PAGE_SHIFT
 from machine.state import DS, ES, FS, GS
 from vmm.native.assembler import Assembler
-from vmm.native.crossings import emit_interrupt, emit_iret, emit_sysenter, emit_sysexit
+from vmm.native.crossings import emit_arrival, emit_interrupt, emit_iret, emit_sysenter, emit_sysexit
 from vmm.native.delivery import emit_delivery
 from vmm.native.operands import (
     EAX,
@@ -44,24 +44,25 @@ _ANY_DATA = 0x9100
 _WRITABLE_BIT = 0x200
 _GRANULAR_BIT = 0x0080_0000
 
-WITH_IMAGE = ("popf", "popfw", "int", "iret", "deliver")  # behind all others; they keep all of RFLAGS
+WITH_IMAGE = ("popf", "popfw", "int", "iret", "deliver", "arrive")  # behind all others; they keep all of RFLAGS
 
 _DATA_REGISTERS = ((ES, "es"), (DS, "ds"), (FS, "fs"), (GS, "gs"))
 
 
-def emit_routines(assembler: Assembler, callout: int) -> dict[str, int]:
+def emit_routines(assembler: Assembler, callout: int, refusal: int) -> dict[str, int]:
     """Emit all; returns their offsets by name.
 
     Args:
         assembler: where to.
         callout: host address of the exit for a callout.
+        refusal: host address of the exit for an interrupt that Python has to deliver.
     """
     entries: dict[str, int] = {}
 
-    def begin(name: str, *, saves: bool = True) -> Routine:
+    def begin(name: str, *, saves: bool = True, out: int = callout) -> Routine:
         assembler.align(16)
         entries[name] = len(assembler.code)
-        return Routine(assembler, callout, has_image=name in WITH_IMAGE, saves=saves)
+        return Routine(assembler, out, has_image=name in WITH_IMAGE, saves=saves)
 
     for number, name in _DATA_REGISTERS:
         _emit_load(begin(f"load {name}"), number)
@@ -76,6 +77,7 @@ def emit_routines(assembler: Assembler, callout: int) -> dict[str, int]:
     emit_interrupt(begin("int"))
     emit_iret(begin("iret"))
     emit_delivery(begin("deliver", saves=False), Label())
+    emit_arrival(begin("arrive", out=refusal))
     return entries
 
 

@@ -239,6 +239,7 @@ TSC_AT_NO_BUDGET = OFFSETS["tsc_at_no_budget"] // 8
 WINDOW = OFFSETS["window"] // 8
 DISPATCH = OFFSETS["dispatch"] // 8
 CALL_STACK = OFFSETS["call_stack"] // 8
+SCRATCH9 = OFFSETS["scratch9"] // 8
 FAULT_ADDRESS = OFFSETS["fault_address"] // 8
 FAULT_RIP = OFFSETS["fault_rip"] // 8
 FAULT_ERROR = OFFSETS["fault_error"] // 8
