@@ -27,7 +27,7 @@ from vmm.differences import Kind
 from vmm.interp import Interpreter
 from vmm.lockstep import Divergence, LockstepError, Outcome, Progress, Sides
 from vmm.native import translator
-from vmm.native.spaces import Space
+from vmm.native.sharing import Space
 from vmm.native.unit import Draft
 from vmm.pairs import Pair, PairError
 
