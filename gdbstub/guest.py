@@ -28,7 +28,7 @@ from gdbstub.target import (
     Verdict,
 )
 from machine import flags
-from machine.debug import FaultLevel, Stop, StopKind
+from machine.debug import STINT_SLACK_INSNS, FaultLevel, Stop, StopKind
 from machine.loaders.errors import ImageError
 from machine.state import CR0_PE, CR0_PG
 
@@ -83,6 +83,7 @@ class GuestTarget:
         self._shutdown: tuple[FaultLevel, ...] | None = None
         machine.debug.step_interrupts = False
         machine.debug.longest_run_s = STINT_LIMIT_S
+        machine.debug.slack_insns = STINT_SLACK_INSNS
 
     # What never changes.
 

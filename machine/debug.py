@@ -12,6 +12,9 @@ from enum import Enum, auto
 
 from machine.lines import ExitRequest
 
+STINT_SLACK_INSNS = 64  # `DebugControl.slack_insns` of who only wants to be heard now and then
+SLACK_SHIFT = 4  # what is left over of a run is at most so small a part of it
+
 
 @dataclass(frozen=True, slots=True)
 class CodeBreakpoint:
@@ -102,6 +105,8 @@ class DebugControl:
         step_interrupts: False: a single step does not deliver external interrupts (they stay pending).
         longest_run_s: how long, by the host's clock, `Engine.run` goes on before it comes back, however little was
             executed: a debugger has to be heard. The guest cannot tell.
+        slack_insns: how many instructions short of its goal a long `Engine.run` may come back: to come close is much
+            cheaper than to hit it.
         on_change: told after each change, so that an engine can rebuild what it derives.
     """
 
@@ -113,7 +118,12 @@ class DebugControl:
         self.catch_software = False
         self.step_interrupts = True
         self.longest_run_s = math.inf
+        self.slack_insns = 0
         self.on_change: list[Callable[[], None]] = []
+
+    def goal(self, icount: int, until_icount: int) -> int:
+        """From which icount on a run from `icount` to `until_icount` may come back."""
+        return until_icount - min(self.slack_insns, max(0, until_icount - icount) >> SLACK_SHIFT)
 
     def set_breakpoints(self, breakpoints: frozenset[CodeBreakpoint]) -> None:
         """Replace all code breakpoints."""

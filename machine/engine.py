@@ -24,7 +24,9 @@ class Engine(Protocol):
         """What a user types to select it."""
 
     def run(self, until_icount: int, *, skip_breakpoint: bool = False, deliver_caught: bool = False) -> Stop:
-        """Execute until `Clock.icount` reaches `until_icount` exactly, or something stops it.
+        """Execute until `Clock.icount` reaches `until_icount`, or something stops it.
+
+        It never goes beyond, and stops short of it by `DebugControl.slack_insns` at most: exactly there by default.
 
         What is due at that icount (events, interrupts) is left to the next call.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from time import perf_counter_ns
 
 from machine.cpuid import PENTIUM4
-from machine.debug import StopKind
+from machine.debug import STINT_SLACK_INSNS, StopKind
 from machine.devices.board import BoardOptions
 from machine.loaders.image import LoadOptions
 from machine.pc import EngineFactory, Machine, MachineOptions
@@ -95,6 +95,7 @@ def run_engine(
     clock = LineClock()
     options = machine_options(image, command_line, clock.take)
     machine = Machine(options, ENGINES, engine, choose_alu())
+    machine.debug.slack_insns = STINT_SLACK_INSNS
     try:
         kind = StopKind.BUDGET
         while kind is StopKind.BUDGET:

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter_ns, process_time_ns
 
 from guests import images
-from machine.debug import StopKind
+from machine.debug import STINT_SLACK_INSNS, StopKind
 from machine.engine import EngineError
 from machine.pc import EngineFactory, Machine
 from tools.bench import BenchmarkError
@@ -171,6 +171,7 @@ def run(factories: Factories, engine: str, image: Path, command_line: str) -> Se
     meter = Meter(lambda: {} if machine is None else machine.statistics())
     options = machine_options(image, command_line, meter.take)
     machine = Machine(options, factories, engine, choose_alu())
+    machine.debug.slack_insns = STINT_SLACK_INSNS
     end_ns = perf_counter_ns() + int(_LONGEST_S * 1e9)
     try:
         kind = StopKind.BUDGET

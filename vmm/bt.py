@@ -182,7 +182,7 @@ class BinaryTranslator(ArrivingTranslator):
                     return None
             except GuestFault as fault:
                 return self._deliver_fault(fault, cpu.state.eip)
-            if cpu.state.shadow or cpu.state.eflags & RF:
+            if cpu.state.shadow or cpu.state.eflags & RF or clock.icount >= self._goal_icount:
                 return None
             if self._guarding and clock.icount - began_icount < SHORT_STRETCH_INSNS:
                 self._guarded_until_icount = clock.icount + GUARDED_INSNS

@@ -43,9 +43,8 @@ class Interpreter:
     """The reference engine: see `machine.engine.Engine`."""
 
     name = "interp"
-
-    # Bits of DR7 that have every instruction executed with all checks around it.
-    careful_dr7 = DR7_ENABLED
+    careful_dr7 = DR7_ENABLED  # bits of DR7 that have every instruction executed with all checks around it
+    stops_short = True  # `run` makes use of `DebugControl.slack_insns`
 
     def __init__(self, cpu: Cpu, debug: DebugControl) -> None:
         self._cpu = cpu
@@ -102,7 +101,8 @@ class Interpreter:
         self._cpu.single_iterations = False
         self._deadline_s = perf_counter() + self._debug.longest_run_s
         clock = self._cpu.clock
-        while clock.icount < until_icount and self._patience >= 0:
+        self._goal_icount = self._debug.goal(clock.icount, until_icount) if self.stops_short else until_icount
+        while clock.icount < self._goal_icount and self._patience >= 0:
             self._delivered = False
             stop = self._attend()
             if stop is None and not (self._delivered and self._cpu.lines.attention):

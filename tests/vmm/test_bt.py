@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from machine.debug import Stop, StopKind
+from machine.debug import SLACK_SHIFT, STINT_SLACK_INSNS, Stop, StopKind
 from machine.faults import Vector
 from machine.state import EAX, EBX, ECX, EDI, ESI
-from tests.vmm.bare import Bare, handler_of, map_low_memory, set_handler, set_page
+from tests.engine import verified
+from tests.vmm.bare import Bare, flat, handler_of, map_low_memory, set_handler, set_page
 from tests.vmm.twins import Twins
 
 INC_EBX_IRET = b"\x43\xcf"
@@ -133,3 +134,46 @@ class TestFaults:
         with Twins(source, prepare) as twins:
             twins.run(2000, (100, 33))
             assert twins.reference.state.gpr[EBX] > 100
+
+
+class TestSlack:
+    """Who need not stop at an exact icount gets there without the interpreter."""
+
+    SOURCE = "1: inc eax\nadd ebx, eax\nxor edx, ebx\nadd edx, 7\nrol edx, 3\ncmp eax, 0x1000000\njne 1b\nhlt"
+
+    def test_it_stops_short_but_not_far(self) -> None:
+        bare = flat(self.SOURCE, verified)
+        try:
+            bare.debug.slack_insns = STINT_SLACK_INSNS
+            bare.run(1)
+            decoded = bare.engine.statistics()["instructions decoded"]
+            for stint_insns in (1, 2, 40, 63, 64, 65, 200, 10_001, 77_777):
+                before = bare.clock.icount
+                assert bare.engine.run(before + stint_insns) == Stop(StopKind.BUDGET)
+                least = stint_insns - min(STINT_SLACK_INSNS, stint_insns >> SLACK_SHIFT)
+                assert before + least <= bare.clock.icount <= before + stint_insns
+            for _ in range(20):
+                bare.engine.run(bare.clock.icount + 5000)
+            assert int(bare.engine.statistics()["instructions decoded"]) <= int(decoded) + 7
+        finally:
+            bare.close()
+
+    def test_what_the_guest_does_is_the_same(self) -> None:
+        with Twins(self.SOURCE) as twins:
+            twins.other.debug.slack_insns = STINT_SLACK_INSNS
+            for _ in range(5):
+                twins.other.engine.run(twins.other.clock.icount + 1000)
+                twins.reference.run(twins.other.clock.icount - twins.reference.clock.icount)
+                twins.check()
+
+    def test_an_event_comes_at_its_icount(self) -> None:
+        bare = flat("1: inc eax\nadd ebx, eax\njmp 1b", verified)
+        try:
+            seen: list[int] = []
+            bare.debug.slack_insns = STINT_SLACK_INSNS
+            bare.clock.schedule(5000, lambda: seen.append(bare.clock.icount))
+            while bare.clock.icount < 6000:
+                bare.engine.run(bare.clock.icount + 1990)
+            assert seen == [5000]
+        finally:
+            bare.close()

@@ -79,6 +79,8 @@ class GuestMode(BinaryTranslator):
         walks: the page walks of nested paging.
     """
 
+    stops_short = False  # the timer says to the instruction when the guest is left
+
     def __init__(self, cpu: Cpu, debug: DebugControl, *, verify: bool = False) -> None:
         super().__init__(cpu, debug, verify=verify)
         self._culprits = NoCulprits()
