@@ -10,15 +10,10 @@ from guests import images
 from machine.debug import StopKind
 from machine.inputs import Input, InputError, InputKind, header, parse
 from machine.loaders.image import LoadOptions
-from machine.pc import EngineFactory, Machine, MachineOptions
+from machine.pc import Machine, MachineOptions
 from machine.state import EAX
-from tests.engine import verified
-from vmm.interp import Interpreter
+from tests.engine import MAKERS, factories
 
-ENGINES: dict[str, EngineFactory] = {
-    "interp": lambda machine: Interpreter(machine.cpu, machine.debug),
-    "bt": lambda machine: verified(machine.cpu, machine.debug),
-}
 RAM_BYTES = 8 << 20
 
 
@@ -30,7 +25,7 @@ def demo(*, replay: tuple[Input, ...] = (), log: list[Input] | None = None, engi
     options = MachineOptions(
         image=images.path("demo"), loading=LoadOptions(ram_bytes=RAM_BYTES), replay=replay, record=record
     )
-    return Machine(options, ENGINES, engine)
+    return Machine(options, factories(), engine)
 
 
 def advance(machine: Machine, until_icount: int) -> None:
@@ -46,7 +41,7 @@ def fingerprint(machine: Machine) -> tuple[int, bytes, bytes]:
     return machine.clock.now_ns, machine.cpu.state.pack(), bytes(machine.memory.ram8)
 
 
-@pytest.mark.parametrize("engine", ["interp", "bt"])
+@pytest.mark.parametrize("engine", MAKERS)
 def test_a_recorded_run_repeats_itself(engine: str) -> None:
     log: list[Input] = []
     first = demo(log=log)

@@ -16,6 +16,7 @@ from machine.faults import Vector
 from machine.flags import TF
 from machine.instructions import Effect
 from machine.state import CR0_PG, EAX, EBX, MASK32
+from tests import engine
 from tests.machine.instruction_cases import LOCK, REP, SEGMENT_PREFIXES, Bits, Case, decode
 from tests.machine.instruction_checks import BITS, check, one_of_each
 from tests.machine.instruction_jobs import (
@@ -149,9 +150,18 @@ def test_the_code_segment_ends_within_an_instruction() -> None:
 class TestFourGibibytes:
     """Flat code at the top of the address space, mapped by paging: the last page, and then page 0."""
 
-    @staticmethod
-    def machine(code: str, before: int) -> Bare:
-        bare = flat("nop")
+    @pytest.fixture(autouse=True, params=engine.MAKERS)
+    def _engine(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr("vmm.bt.MIN_BUDGET_INSNS", 1)
+        self.made: list[Bare] = []
+        with engine.choice(request.param):
+            yield
+        for bare in self.made:
+            bare.close()
+
+    def machine(self, code: str, before: int) -> Bare:
+        bare = flat("nop", engine.make)
+        self.made.append(bare)
         memory, state = bare.memory, bare.state
         directory, table = 0x20_0000, 0x20_1000
         memory.store(directory, 4, table | 3)

@@ -5,6 +5,7 @@ Gates, tasks and descriptors have tests of their own; here are the instructions'
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -44,6 +45,7 @@ from machine.state import (
     SEG_G,
     SS,
 )
+from tests import engine
 from tests.machine.instruction_checks import ELSEWHERE
 from tests.vmm.bare import ORIGIN, Bare
 
@@ -77,11 +79,24 @@ class Ports:
         self.log.append((port, size_bytes, value))
 
 
+_made: list[Bare] = []
+
+
+@pytest.fixture(autouse=True, params=["interp", "trap"])
+def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What intercepts, and what does not: emitted code is not entered for one instruction. Labs end with the test."""
+    with engine.choice(request.param):
+        yield
+    while _made:
+        _made.pop().close()
+
+
 class Lab:
     """A CPU in one mode, that tells how an instruction ended."""
 
     def __init__(self, mode: Mode = Mode.RING0) -> None:
-        self.bare = Bare()
+        self.bare = Bare(engine.make)
+        _made.append(self.bare)
         self.mode = mode
         self.state, self.memory, self.cpu = self.bare.state, self.bare.memory, self.bare.cpu
         self.ports = Ports()

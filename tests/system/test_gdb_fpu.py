@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,11 @@ here:
 """
 
 
-@pytest.mark.parametrize("engine", ["interp", "bt"])
-@pytest.mark.parametrize("path", gdbs(), ids=lambda path: path.parts[1])
+@pytest.mark.parametrize(
+    ("path", "engine"),
+    [*itertools.product(gdbs(), ("interp", "bt")), (recent_gdb(), "trap")],
+    ids=lambda value: value if isinstance(value, str) else value.parts[1],
+)
 def test_its_registers_are_read_and_written(path: Path, engine: str, tmp_path: Path) -> None:
     image = tmp_path / "fpu.bin"
     code = assemble(SOURCE, origin=ORIGIN)

@@ -79,7 +79,9 @@ def test_after_each_step(names: tuple[str, str]) -> None:
     assert shadowed >= 2
 
 
-@pytest.mark.parametrize("names", [("interp", "bt"), ("bt", "interp")], ids="-".join)
+@pytest.mark.parametrize(
+    "names", [("interp", "bt"), ("bt", "interp"), ("bt", "trap"), ("trap", "trap nested")], ids="-".join
+)
 def test_a_few_instructions_at_a_time(names: tuple[str, str]) -> None:
     with stepper(engine.REFERENCE) as plain:
         plain.run_to(STEPPER_LAST)
@@ -136,18 +138,19 @@ def play(gdb: Path, *names: str) -> str:
 
 
 @pytest.mark.parametrize("gdb", gdbs(), ids=["stock", "recent"])
-def test_a_session_is_the_same_on_either_engine_and_on_both_in_turns(gdb: Path) -> None:
+def test_a_session_is_the_same_on_each_engine_and_on_all_in_turns(gdb: Path) -> None:
     first = play(gdb, "interp")
     assert "at tick" in first
     assert "SIGUSR1" in first
     assert "No symbol" not in first
     assert play(gdb, "bt") == first
-    assert play(gdb, "bt", "interp") == first
+    assert play(gdb, "trap") == first
+    assert play(gdb, "bt", "interp", "trap", "trap nested") == first
 
 
 def test_lldb_switches_too() -> None:
     outputs = []
-    for first, second in (("interp", "interp"), ("bt", "bt"), ("interp", "bt")):
+    for first, second in (("interp", "interp"), ("bt", "bt"), ("interp", "bt"), ("trap", "trap nested")):
         words = (DEMO, "--append", COMMANDS, "--ns-per-insn", str(NS_PER_INSN), "--serial", "none", "--vmm", first)
         with running(*words) as trapgate:
             session = run_lldb(
@@ -168,4 +171,4 @@ def test_lldb_switches_too() -> None:
             )
         outputs.append(re.findall(r"(?m)^ +(?:eip|esp|eflags|icount) = .*", session.output))
         assert len(outputs[-1]) == 4, session.output
-    assert outputs[0] == outputs[1] == outputs[2]
+    assert all(output == outputs[0] for output in outputs)
