@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine import MAKERS
 from tests.system import debian
 from tests.system.dialogue import attached
 from tests.system.runs import MIB, Run, booted
@@ -50,14 +51,15 @@ AT_FPU_TEST = 1_758_988
 PAGING = 1 << 31
 
 
-def boot_and_run() -> Run:
-    with booted(debian.gnumach(), append=APPEND, ram_bytes=RAM_MIB * MIB) as run:
+def boot_and_run(engine: str) -> Run:
+    with booted(debian.gnumach(), append=APPEND, ram_bytes=RAM_MIB * MIB, engine=engine) as run:
         run.run_to(BOUND_INSNS)
         return run
 
 
-def test_it_prints_the_same_lines_at_the_same_icounts_up_to_its_panic() -> None:
-    first, second = boot_and_run(), boot_and_run()
+@pytest.mark.parametrize("engine", MAKERS)
+def test_it_prints_the_same_lines_at_the_same_icounts_up_to_its_panic(engine: str) -> None:
+    first, second = boot_and_run(engine), boot_and_run(engine)
     assert first.lines() == list(PRINTED)
     assert first.printed == second.printed
 
