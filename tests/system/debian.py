@@ -226,7 +226,7 @@ def _unpack_linux(archive: Path, apt: Path, contents: Path) -> None:
 
 
 def _field(archive: Path, field: str) -> str:
-    command = ["dpkg-deb", "-f", archive, field]
+    command = ["dpkg-deb", "-f", str(archive), field]
     return subprocess.run(command, check=True, timeout=60, stdout=subprocess.PIPE, text=True).stdout
 
 
