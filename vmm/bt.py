@@ -18,17 +18,20 @@ from machine.faults import GuestFault, SoftwareInterrupt, Vector
 from machine.flags import IF, RF, TF
 from machine.instructions import Effect
 from machine.paging import walk
-from machine.state import EAX, MASK32, SHADOW_NONE, SHADOW_STI, Gpr
+from machine.state import EAX, MASK32, SHADOW_NONE, SHADOW_STI
 from vmm.arrivals import ArrivingTranslator
 from vmm.native import narrowstrings, stateblock
 from vmm.native.alarm import ALARM
 from vmm.native.cache import TC_BYTES, Exit, TranslationCache
+from vmm.native.faultroutine import LONGEST_ACCESS_BYTES
+from vmm.native.faultsites import FaultSites
 from vmm.native.fpulive import LiveFpu
 from vmm.native.fpupointers import recover
 from vmm.native.fragments import Fragment
 from vmm.native.fragmentstore import FragmentStore
 from vmm.native.modes import Mode
 from vmm.native.ramview import RamView
+from vmm.native.recovery import leave_fragment
 from vmm.native.registers import GuestRegisters
 from vmm.native.sharing import Space
 from vmm.native.signals import CORE
@@ -45,7 +48,6 @@ MIN_BUDGET_INSNS = 32  # below that, entering the TC costs more than interpretin
 # code between two of them is shorter than that, as on the page of the stack, some are interpreted at once.
 SHORT_STRETCH_INSNS = 8
 GUARDED_INSNS = 48
-LONGEST_ACCESS_BYTES = 16
 _NO_BUDGET = -1  # of a moment that never comes
 _HABITS = (Refusal.TRACE, Refusal.DEVICE, Refusal.TABLE, Refusal.VOLATILE)  # who faults so will do it again
 _SOFT_HABITS = (Refusal.TABLE, Refusal.VOLATILE)
@@ -56,6 +58,7 @@ class BinaryTranslator(ArrivingTranslator):
     """The software VMM: see `machine.engine.Engine`."""
 
     name = "bt"
+    delivers_faults = True  # in emitted code, where nobody wants to know of them
 
     def __init__(self, cpu: Cpu, debug: DebugControl, *, verify: bool = False) -> None:
         """Prepare.
@@ -84,6 +87,7 @@ class BinaryTranslator(ArrivingTranslator):
         self._spaces = Spaces(self._cpu, self._tc.state)
         self._windows = self._spaces.windows
         self._ram_view = RamView(self._cpu.memory, self._tc.state)
+        self._sites = FaultSites(self._tc.state)
         self._fpu = LiveFpu(self._cpu, self._tc.state)
         self._store = FragmentStore(
             self._cpu, self._tc, self._spaces, self._fpu, self._culprits, self._tally, self._stops, verifier
@@ -109,6 +113,7 @@ class BinaryTranslator(ArrivingTranslator):
         self._soft.close()
         self._spaces.detach()
         self._ram_view.close()
+        self._take_deliveries()
         if self._tc is not None:
             self._tc.close()
             self._tc = None
@@ -116,6 +121,7 @@ class BinaryTranslator(ArrivingTranslator):
 
     def statistics(self) -> Mapping[str, int | float | str]:
         """Counters since the start."""
+        self._take_deliveries()
         return {
             **super().statistics(),
             "true faults": self._exceptions.get(Vector.PF, 0),
@@ -129,6 +135,7 @@ class BinaryTranslator(ArrivingTranslator):
             **self._windows.counters,
             **self._culprits.counters,
             **self._soft.counters,
+            **self._sites.counters,
         }
 
     def translations(self) -> Translations:
@@ -137,6 +144,11 @@ class BinaryTranslator(ArrivingTranslator):
 
         assert self._tc is not None
         return Translations(self._tc, self._store.index, self._tally, self._store.landings, self._spaces.entry_counts())
+
+    def _take_deliveries(self) -> None:
+        """Count what emitted code has delivered."""
+        for vector, count in self._sites.take_deliveries().items():
+            self._exceptions[vector] = self._exceptions.get(vector, 0) + count
 
     def _count(self, name: str) -> None:
         self._counters[name] = self._counters.get(name, 0) + 1
@@ -296,6 +308,7 @@ class BinaryTranslator(ArrivingTranslator):
             quads[stateblock.NS_PER_INSN] = clock.ns_per_insn
             words[stateblock.PENDING] = self._pending()
             self._soft.publish(allowed=not self._guarding)
+            tc.deliver_faults(self.delivers_faults and not self._debug.caught_vectors)
         if self._arriving is not None:
             target: int | None = self._prepare_arrival(self._arriving)
         else:
@@ -440,10 +453,14 @@ class BinaryTranslator(ArrivingTranslator):
                     return fragment.start + unit.hosts[index]
         self._leave_fragment(fragment, index, limit_icount)
         if index in unit.faulting_in_order:
-            if words[stateblock.FAULT_SIGNAL * 2] == signal.SIGFPE and not quads[stateblock.FAULT_TRAP]:
+            is_divide = words[stateblock.FAULT_SIGNAL * 2] == signal.SIGFPE and not quads[stateblock.FAULT_TRAP]
+            is_refused = can_fill and self._windows.refusal is Refusal.PAGE_FAULT
+            if is_divide or is_refused:
+                self._sites.fault(fragment, at, index)
+            if is_divide:
                 raise GuestFault(Vector.DE)
             # A fault close to the beginning of a page may be of an access that begins in the page before.
-            if can_fill and self._windows.refusal is Refusal.PAGE_FAULT and linear & 0xFFF >= LONGEST_ACCESS_BYTES:
+            if is_refused and linear & 0xFFF >= LONGEST_ACCESS_BYTES:
                 walk(self._cpu.memory, space.window.paging, linear, write=write, user=space.mode.user)
         is_habit = is_access and not tc.is_budget_guard(host) and self._windows.refusal in _HABITS
         if is_habit and self._culprits.fault(fragment, self._cpu.state.eip, soft=can_be_soft):
@@ -454,14 +471,9 @@ class BinaryTranslator(ArrivingTranslator):
     def _leave_fragment(self, fragment: Fragment, index: int, limit_icount: int) -> None:
         """Emitted code has been left in instruction number `index` of a fragment, which is to be interpreted."""
         assert self._tc is not None
-        unit, words = fragment.unit, self._tc.state.words
-        retired = max(index, 0)
-        self._tc.state.quads[stateblock.BUDGET] += unit.charged - retired
-        words[stateblock.SHADOW] = unit.shadows.get(index, SHADOW_NONE)
-        words[Gpr.ESP] = (words[Gpr.ESP] + unit.stack_offsets.get(index, 0)) & MASK32
-        self._sync(limit_icount, unit.eips[retired])
-        if unit.spans:
-            recover(unit.spans, retired, self._cpu.state)
+        self._sync(limit_icount, leave_fragment(fragment, index, self._tc.state))
+        if fragment.unit.spans:
+            recover(fragment.unit.spans, max(index, 0), self._cpu.state)
 
     def _leave_soft(self, limit_icount: int) -> None:
         """The software path could not be taken, or is to be looked at: the instruction is interpreted."""
@@ -477,9 +489,9 @@ class BinaryTranslator(ArrivingTranslator):
         """A routine met a page that its window does not have: back to before its instruction, and try again."""
         tc = self._tc
         assert tc is not None
-        words, quads = tc.state.words, tc.state.quads
+        words = tc.state.words
         tc.undo_routine(at)
-        quads[stateblock.BUDGET] += 1
+        tc.state.quads[stateblock.BUDGET] += 1
         eip = words[stateblock.ROUTINE_EIP]
         window = self._windows.at(host)
         can_fill = window is not None and not words[stateblock.SHADOW] and not self._is_late()

@@ -202,8 +202,8 @@ def random_guest(seed: int) -> tuple[bytes, Sequence[tuple[int, bytes]]]:
     return bytes(slots), [(COUNTER + 0x100, bytes(frames))]
 
 
-def install(bare: Bare, seed: int) -> None:
-    """Make a flat guest of `tests.vmm.bare` a random one."""
+def install(bare: Bare, seed: int, slots: bytes = b"") -> None:
+    """Make a flat guest of `tests.vmm.bare` a random one, by `random_guest` or with the caller's slots."""
     map_low_memory(bare)
     memory, state = bare.memory, bare.state
     memory.write(GDT, b"".join(each.to_bytes(8, "little") for each in _DESCRIPTORS))
@@ -239,10 +239,13 @@ def install(bare: Bare, seed: int) -> None:
         KERNEL_STACK - 0x200,
         SYSENTER_EIP,
     )
-    slots, contents = random_guest(seed)
-    memory.write(SLOTS, slots)
-    for address, data in contents:
-        memory.write(address, data)
+    if slots:
+        memory.write(SLOTS, slots)
+    else:
+        slots, contents = random_guest(seed)
+        memory.write(SLOTS, slots)
+        for address, data in contents:
+            memory.write(address, data)
     set_page(bare, HOLE, 0)
     set_page(bare, KERNEL_STACK, 0)
     if seed % 4 == 3:

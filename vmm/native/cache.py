@@ -146,6 +146,10 @@ class TranslationCache:
         """Whether a fault address says that the budget is used up."""
         return self._guards <= host < self.guard
 
+    def deliver_faults(self, wanted: bool) -> None:
+        """Whether exceptions of the guest's at known sites go to their handlers without an exit."""
+        self.state.quads[stateblock.FAULT_FIRST] = self.host + _STUBS_BYTES if wanted else -1
+
     @property
     def free_bytes(self) -> int:
         """Room for more code."""
@@ -171,6 +175,8 @@ class TranslationCache:
     def clear(self) -> None:
         """Drop everything but the stubs."""
         self.data[_STUBS_BYTES : self.position] = bytes([_FILL]) * (self.position - _STUBS_BYTES)
+        words = stateblock.SITES * stateblock.SITE_BYTES // 4
+        self.state.words[stateblock.SITES_AT : stateblock.SITES_AT + words] = memoryview(bytes(4 * words)).cast("I")
         self.position = _STUBS_BYTES
 
     def _emit_stubs(self) -> int:
@@ -199,8 +205,8 @@ class TranslationCache:
         _emit_enter(assembler, self.state.host, self.host, self.guard + GUARD_BIAS)
         assembler.align(16)
         self._routines_at = len(assembler.code)
-        callout, refusal = self.host + exit_offsets[Exit.CALLOUT], self.host + exit_offsets[Exit.REFUSAL]
-        self.routines = emit_routines(assembler, callout, refusal)
+        exits = (self.host + exit_offsets[reason] for reason in (Exit.CALLOUT, Exit.REFUSAL, Exit.FAULT))
+        self.routines = emit_routines(assembler, *exits)
         self._arrival = range(self.routines["arrive"], len(assembler.code))
         self.routines |= emit_soft_routines(assembler, self.host + exit_offsets[Exit.SOFT])
         code = assembler.finish()
@@ -209,7 +215,10 @@ class TranslationCache:
         self.stubs_bytes, self.way_in = len(code), enter - self.host
         self.position = _STUBS_BYTES
         self.exits = exit_offsets
-        self.state.quads[stateblock.OFFSETS["fault_exit"] // 8] = self.host + exit_offsets[Exit.FAULT]
+        quads = self.state.quads
+        quads[stateblock.OFFSETS["fault_exit"] // 8] = self.host + exit_offsets[Exit.FAULT]
+        quads[stateblock.OFFSETS["fault_routine"] // 8] = self.host + self.routines["fault"]
+        self.deliver_faults(False)
         return enter
 
 

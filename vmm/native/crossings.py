@@ -32,7 +32,7 @@ from vmm.native.routine import (
     Routine,
     linear,
 )
-from vmm.native.stateblock import PENDING_OTHER, field, word
+from vmm.native.stateblock import PENDING_INTERRUPT, PENDING_OTHER, field, word
 
 _GATE_FIXED = 0x9F00 & ~0x0100  # P, S and type without the bit that tells trap from interrupt gates
 _GATE_32 = 0x8E00
@@ -68,7 +68,15 @@ def emit_gate_entry(writer: Routine, *, by_fault: bool, external: bool = False) 
     """
     emit = writer.emit
     inner, pushed = Label(), Label()
-    if not external:
+    if by_fault:
+        # What waits for IF waits on; an interrupt that could have come, but for a shadow, comes now.
+        masked = Label()
+        emit("cmp", field("interrupt_flag"), 0)
+        emit("je", masked)
+        emit("test", field("pending"), PENDING_INTERRUPT)
+        writer.unless("e")
+        writer.asm.bind(masked)
+    elif not external:
         emit("cmp", field("pending"), 0)
         writer.unless("e")
     emit("test", field("system_flags"), VIF | VIP)

@@ -20,6 +20,7 @@ from machine.state import DS, ES, FS, GS
 from vmm.native.assembler import Assembler
 from vmm.native.crossings import emit_arrival, emit_interrupt, emit_iret, emit_sysenter, emit_sysexit
 from vmm.native.delivery import emit_delivery
+from vmm.native.faultroutine import emit_fault
 from vmm.native.operands import (
     EAX,
     EBX,
@@ -49,13 +50,14 @@ WITH_IMAGE = ("popf", "popfw", "int", "iret", "deliver", "arrive")  # behind all
 _DATA_REGISTERS = ((ES, "es"), (DS, "ds"), (FS, "fs"), (GS, "gs"))
 
 
-def emit_routines(assembler: Assembler, callout: int, refusal: int) -> dict[str, int]:
+def emit_routines(assembler: Assembler, callout: int, refusal: int, fault_exit: int) -> dict[str, int]:
     """Emit all; returns their offsets by name.
 
     Args:
         assembler: where to.
         callout: host address of the exit for a callout.
         refusal: host address of the exit for an interrupt that Python has to deliver.
+        fault_exit: that of the exit for a signal.
     """
     entries: dict[str, int] = {}
 
@@ -76,7 +78,11 @@ def emit_routines(assembler: Assembler, callout: int, refusal: int) -> dict[str,
     _emit_popf(begin("popfw"), narrow=True)
     emit_interrupt(begin("int"))
     emit_iret(begin("iret"))
-    emit_delivery(begin("deliver", saves=False), Label())
+    deliver = Label()
+    assembler.align(16)
+    entries["fault"] = len(assembler.code)
+    emit_fault(assembler, fault_exit, deliver)
+    emit_delivery(begin("deliver", saves=False), deliver)
     emit_arrival(begin("arrive", out=refusal))
     return entries
 

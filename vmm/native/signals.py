@@ -168,12 +168,13 @@ class SignalCore:
 def _emit_handler(assembler: Assembler, region: int, data: int) -> None:
     """handler(edi: signal, rsi: siginfo, rdx: ucontext).
 
-    if the CPU raised it and RIP is in the region: state = R15; state.fault_* = what happened; RIP = state.fault_exit
+    if the CPU raised it and RIP is in the region: state = R15; state.fault_* = what happened;
+        RIP = RIP < state.fault_first ? state.fault_exit : state.fault_routine
     else: go on in the former handler; SIG_DFL: restore it and send the signal once more, to arrive when we return;
         SIG_IGN: nothing, but a fault cannot be ignored and counts as SIG_DFL.
     """
     emit = assembler.emit
-    foreign, default = Label(), Label()
+    foreign, default, stub = Label(), Label(), Label()
     # What a process sends has a code of 0 or less; it may come at any time, so also while emitted code runs.
     emit("cmp", dword(RSI, _SI_CODE), 0)
     emit("jle", foreign)
@@ -193,7 +194,12 @@ def _emit_handler(assembler: Assembler, region: int, data: int) -> None:
         emit("mov", RAX, qword(source, offset))
         emit("mov", qword(R8, OFFSETS[name]), RAX)
     emit("mov", dword(R8, OFFSETS["fault_signal"]), EDI)
+    emit("mov", RAX, qword(RDX, _UC_RIP))
+    emit("cmp", RAX, qword(R8, OFFSETS["fault_first"]))
     emit("mov", RAX, qword(R8, OFFSETS["fault_exit"]))
+    emit("jb", stub)
+    emit("mov", RAX, qword(R8, OFFSETS["fault_routine"]))
+    assembler.bind(stub)
     emit("mov", qword(RDX, _UC_RIP), RAX)
     emit("ret")
     assembler.bind(foreign)

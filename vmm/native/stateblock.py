@@ -13,6 +13,8 @@ SEGMENT_BYTES = 8
 ADDRESS_SPACES = 64
 ADDRESS_SPACE_BYTES = 40
 PORT_STORE = 8
+SITES = 128  # a power of two
+SITE_BYTES = 16
 
 # Name and size in bytes, in order; each field is aligned to its size.
 _FIELDS = (
@@ -116,6 +118,12 @@ _FIELDS = (
     ("ram_view", 8),  # host address of the flat view of RAM
     ("ram_limit", 4),  # size of RAM in bytes, or 0 if the view is not to be looked at
     ("walk_access", 4),  # scratch of the page-table walk: PF_WRITE and PF_USER
+    ("fault_first", 8),  # from this host address on, `fault_routine` comes first; -1: nowhere
+    ("fault_routine", 8),
+    # Where emitted code has met exceptions of the guest's: offset of the host instruction, 0 for none; guest address;
+    # instructions that it was charged for and that did not retire, but for one; what guest ESP is more than R12D.
+    ("sites", SITES * SITE_BYTES),
+    ("site", 4),  # scratch: the offset of one in there
     ("fault_exit", 8),  # host address to which the signal handler diverts a fault of emitted code
 )
 
@@ -232,6 +240,8 @@ ENTRY_USES = OFFSETS["entry_uses"] // 8
 ROUTINE_RETURN = OFFSETS["routine_return"] // 8
 ROUTINE_NEXT = OFFSETS["routine_next"] // 4
 CR2 = OFFSETS["cr2"] // 4
+SITES_AT = OFFSETS["sites"] // 4
+FAULT_FIRST = OFFSETS["fault_first"] // 8
 DELIVERIES = OFFSETS["deliveries"] // 4
 ADDRESS_SPACES_AT = OFFSETS["address_spaces"] // 8
 NS_PER_INSN = OFFSETS["ns_per_insn"] // 8

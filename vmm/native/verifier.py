@@ -258,7 +258,7 @@ class Verifier:
         self._returning = _returning(steps, frozenset(tc.routines.values()))
         incoming = dict.fromkeys((*tc.exits.values(), *tc.routines.values()), _OUTSIDE)
         incoming.update(dict.fromkeys(self._returning, _RETURNING))
-        incoming[tc.way_in] = _NOTHING
+        incoming[tc.way_in] = incoming[tc.routines["fault"]] = _NOTHING
         reading = _Reading(0, steps, incoming, frozenset(tc.exits.values()), -1, (), frozenset())
         reading.read(lambda at, code, rule: VerifierError(None, at, code, rule))
 

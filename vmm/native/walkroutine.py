@@ -31,7 +31,7 @@ _FRAME = 0xFFFF_F000
 _CR3_PAE = 0xFFFF_FFE0
 
 
-def emit_walk(assembler: Assembler, *, faulted: Label, unusual: Label) -> None:
+def emit_walk(assembler: Assembler, *, faulted: Label, unusual: Label, asks_bits: bool = True) -> None:
     """Translate the linear address in R8D for an access whose bits PF_WRITE and PF_USER are in EDX.
 
     Nothing is written to guest memory. Where `walk` would set an A or D bit, or read an entry that is not in RAM, the
@@ -44,18 +44,20 @@ def emit_walk(assembler: Assembler, *, faulted: Label, unusual: Label) -> None:
         assembler: where to.
         faulted: where to go with a page fault of the guest's; bound by the caller, further on.
         unusual: where to go with what Python has to see to; bound by the caller, further on.
+        asks_bits: False: A and D bits may be clear, since nothing is accessed.
     """
-    _Walk(assembler, faulted, unusual).write()
+    _Walk(assembler, faulted, unusual, asks_bits=asks_bits).write()
 
 
 class _Walk:
     """R9 is the view of RAM, EAX an entry, its address or the result, ECX the rights of all levels, EDX the leaf."""
 
-    def __init__(self, assembler: Assembler, faulted: Label, unusual: Label) -> None:
+    def __init__(self, assembler: Assembler, faulted: Label, unusual: Label, *, asks_bits: bool) -> None:
         self.asm = assembler
         self.emit = assembler.emit
         self.faulted = faulted
         self.unusual = unusual
+        self.asks_bits = asks_bits
         self.absent, self.forbidden, self.reserved = Label(), Label(), Label()
         self.judge, self.done = Label(), Label()
 
@@ -201,9 +203,11 @@ class _Walk:
         emit("test", field("cr0"), CR0_WP)
         emit("jne", self.forbidden)
         self.asm.bind(writable)
-        emit("test", EDX, DIRTY)
-        emit("je", self.unusual)
+        if self.asks_bits:
+            emit("test", EDX, DIRTY)
+            emit("je", self.unusual)
         self.asm.bind(read)
-        emit("test", ECX, ACCESSED)
-        emit("je", self.unusual)
+        if self.asks_bits:
+            emit("test", ECX, ACCESSED)
+            emit("je", self.unusual)
         emit("jmp", self.done)

@@ -41,7 +41,9 @@ WRITABLE: Final = frozenset(
 )
 
 # Fields that not even the stubs store to but by forms of their own.
-PROTECTED: Final = frozenset({"window", "routine_return", "ram_view", "page_flags", "entry_uses"})
+PROTECTED: Final = frozenset(
+    {"window", "routine_return", "ram_view", "page_flags", "entry_uses", "fault_first", "fault_routine", "fault_exit"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +263,17 @@ _WALK = (
     Form("mov", "eax, dword [r9+rax]", "an entry, or its lower half", needs=_IN_RAM, stub=True),
     Form("mov", "edx, dword [r9+rax+4]", "the upper half of an entry", needs=_IN_RAM, stub=True),
 )
+_SITES = [OFFSETS["sites"] + 4 * number for number in range(4)]
+# RCX is a multiple of 16 below the size of the table.
+_FAULTS = (
+    Form("sub", "rax, r13", "where in the TC a signal came", stub=True),
+    Form("cmp", f"eax, dword [r15+rcx+{_SITES[0]}]", "is that known?", stub=True),
+    *(Form("mov", f"eax, dword [r15+rcx+{at}]", "what is known", stub=True) for at in _SITES[1:]),
+    Form("lea", "r10, [r10+rax]", "refund", stub=True),
+    Form("sub", "rax, qword [state.window]", "a guest address,", stub=True),
+    Form("mov", "rcx, rax", "if its upper half", stub=True),
+    Form("shr", "rcx, imm", "is zero", stub=True),
+)
 
 _AT_PLACE = {"r8": PLACE}
 _RAM_FOR = {"val": "ram", "win": "wide"}  # what stands for it in a soft form
@@ -298,4 +311,4 @@ FORMS: Final[tuple[Form, ...]] = (
     *_SOFT,
     *(*_FLOW, *_BUDGET, *_SEGMENTED, *_STRINGS, *_SYSTEM, *_STATE, *_COMPUTING, *_FLOATING),
 )
-STUB_FORMS: Final[tuple[Form, ...]] = (*_SOFT_ROUTINES, *_WALK, *_ROUTINES, *_STUBS, *FORMS)
+STUB_FORMS: Final[tuple[Form, ...]] = (*_SOFT_ROUTINES, *_WALK, *_FAULTS, *_ROUTINES, *_STUBS, *FORMS)

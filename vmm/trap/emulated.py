@@ -80,6 +80,7 @@ class GuestMode(BinaryTranslator):
     """
 
     stops_short = False  # the timer says to the instruction when the guest is left
+    delivers_faults = False  # an exception may be intercepted
 
     def __init__(self, cpu: Cpu, debug: DebugControl, *, verify: bool = False) -> None:
         super().__init__(cpu, debug, verify=verify)
