@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 
+from machine.flags import IF
 from machine.state import CR0_WP, CR4_PSE
 from tests.oracles.assembler import assemble
 from tests.vmm import rings
