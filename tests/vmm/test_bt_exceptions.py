@@ -15,7 +15,6 @@ from tests.vmm.bare import IDT_BASE, PAGE_DIRECTORY, PAGE_TABLE, Bare, set_page
 from tests.vmm.rings import (
     GDT,
     HOLE,
-    IF,
     KERNEL_CODE,
     KERNEL_DATA,
     KERNEL_STACK,
@@ -24,7 +23,7 @@ from tests.vmm.rings import (
     USER_CODE,
     USER_DATA,
     USER_STACK,
-)  # fmt: skip
+)
 from tests.vmm.test_bt_system import Timer
 from tests.vmm.twins import Twins
 
