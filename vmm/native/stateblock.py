@@ -8,7 +8,7 @@ from __future__ import annotations
 from vmm.native import hostmemory
 from vmm.native.operands import R15, Memory
 
-PAGE_BYTES = 4096
+BLOCK_BYTES = 2 * 4096
 SEGMENT_BYTES = 8
 ADDRESS_SPACES = 64
 ADDRESS_SPACE_BYTES = 40
@@ -136,6 +136,7 @@ for _name, _size in _FIELDS:
     OFFSETS[_name] = _next
     _next += _size
 STATE_BYTES = _next
+assert STATE_BYTES <= BLOCK_BYTES
 
 
 def field(name: str) -> Memory:
@@ -188,8 +189,8 @@ class StateBlock:
     """
 
     def __init__(self) -> None:
-        self.host = hostmemory.map_anonymous(PAGE_BYTES)
-        self.data = hostmemory.view(self.host, PAGE_BYTES)
+        self.host = hostmemory.map_anonymous(BLOCK_BYTES)
+        self.data = hostmemory.view(self.host, BLOCK_BYTES)
         self.words = self.data.cast("I")
         self.quads = self.data.cast("q")
 
@@ -198,7 +199,7 @@ class StateBlock:
         self.words.release()
         self.quads.release()
         self.data.release()
-        hostmemory.release(self.host, PAGE_BYTES)
+        hostmemory.release(self.host, BLOCK_BYTES)
 
 
 # Indices into `words` and `quads`.

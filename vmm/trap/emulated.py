@@ -17,9 +17,10 @@ from machine.interrupts import Delivery, TripleFault
 from machine.memory import PAGE_SHIFT, READ_ONLY
 from machine.paging import DIRTY, RW, entries, permits
 from machine.state import CR0_PG, SHADOW_MOV_SS
-from vmm.bt import LONGEST_ACCESS_BYTES, BinaryTranslator
+from vmm.bt import BinaryTranslator
 from vmm.native import stateblock
 from vmm.native.adaptation import Culprits
+from vmm.native.faultroutine import LONGEST_ACCESS_BYTES
 from vmm.native.fragments import Fragment
 from vmm.native.regions import READABLE, UNMAPPED, WRITABLE
 from vmm.native.shadows import HOLDS_SHADOWED_TABLE, PROTECT_KEY, Window
