@@ -34,6 +34,21 @@ class ArrivingTranslator(WatchedTranslator):
     def _execute_native(self, limit_icount: int, mode: Mode | None) -> Stop | None:
         """Run emitted code: from the handler of what is arriving on, if something is."""
 
+    def _needs_boundary(self, enabled: int) -> bool:
+        """Whether a device wants more than an interrupt that is disabled, which only emitted code has to know of."""
+        lines = self._cpu.lines
+        if enabled or lines.nmi_pending or lines.reset_requested or lines.exit_requested:
+            return True
+        assert self._tc is not None
+        self._tc.state.words[stateblock.PENDING] = self._pending()
+        return False
+
+    def _pending(self) -> int:
+        """Not 0 if emitted code must not enable interrupts, return to where they are, or execute INT n by itself."""
+        cpu = self._cpu
+        other = cpu.state.nmi_blocked or self._debug.catch_software
+        return stateblock.PENDING_OTHER * bool(other) | stateblock.PENDING_INTERRUPT * bool(cpu.lines.attention)
+
     def _deliver_external(self, vector: int) -> Stop | None:
         """Leave it to emitted code, which runs next, if it may be able to."""
         cpu = self._cpu

@@ -113,7 +113,7 @@ class BinaryTranslator(ArrivingTranslator):
         self._soft.close()
         self._spaces.detach()
         self._ram_view.close()
-        self._take_deliveries()
+        self._sites.take_deliveries(self._exceptions)
         if self._tc is not None:
             self._tc.close()
             self._tc = None
@@ -121,7 +121,7 @@ class BinaryTranslator(ArrivingTranslator):
 
     def statistics(self) -> Mapping[str, int | float | str]:
         """Counters since the start."""
-        self._take_deliveries()
+        self._sites.take_deliveries(self._exceptions)
         return {
             **super().statistics(),
             "true faults": self._exceptions.get(Vector.PF, 0),
@@ -144,11 +144,6 @@ class BinaryTranslator(ArrivingTranslator):
 
         assert self._tc is not None
         return Translations(self._tc, self._store.index, self._tally, self._store.landings, self._spaces.entry_counts())
-
-    def _take_deliveries(self) -> None:
-        """Count what emitted code has delivered."""
-        for vector, count in self._sites.take_deliveries().items():
-            self._exceptions[vector] = self._exceptions.get(vector, 0) + count
 
     def _count(self, name: str) -> None:
         self._counters[name] = self._counters.get(name, 0) + 1
@@ -247,15 +242,6 @@ class BinaryTranslator(ArrivingTranslator):
             or self._is_late()
         )
 
-    def _needs_boundary(self, enabled: int) -> bool:
-        """Whether a device wants more than an interrupt that is disabled, which only emitted code has to know of."""
-        lines = self._cpu.lines
-        if enabled or lines.nmi_pending or lines.reset_requested or lines.exit_requested:
-            return True
-        assert self._tc is not None
-        self._tc.state.words[stateblock.PENDING] = self._pending()
-        return False
-
     def _must_attend(self) -> bool:
         """Whether the instruction just interpreted left something for the boundary, or for another way to execute."""
         state = self._cpu.state
@@ -278,12 +264,6 @@ class BinaryTranslator(ArrivingTranslator):
     def _deliver_software(self, event: SoftwareInterrupt, eip: int, next_eip: int) -> Stop | None:
         self._registers.stale = True
         return super()._deliver_software(event, eip, next_eip)
-
-    def _pending(self) -> int:
-        """Not 0 if emitted code must not enable interrupts, return to where they are, or execute INT n by itself."""
-        cpu = self._cpu
-        other = cpu.state.nmi_blocked or self._debug.catch_software
-        return stateblock.PENDING_OTHER * bool(other) | stateblock.PENDING_INTERRUPT * bool(cpu.lines.attention)
 
     def _run_emitted_code(self, limit_icount: int, mode: Mode) -> bool:
         """Run from EIP on in the TC, until an instruction is to be interpreted; it is at EIP then.

@@ -49,11 +49,12 @@ class FaultSites:
             self.block.words[first + number] = value
         self.counters["fault sites"] += 1
 
-    def take_deliveries(self) -> dict[int, int]:
-        """How many exceptions were delivered since it was last asked, by vector."""
+    def take_deliveries(self, exceptions: dict[int, int]) -> None:
+        """Add to `exceptions`, by vector, what was delivered since it was last asked."""
         words = self.block.words
-        found = {vector: words[DELIVERIES + vector] for vector in range(_VECTORS) if words[DELIVERIES + vector]}
-        for vector in found:
-            words[DELIVERIES + vector] = 0
-        self.counters["faults delivered in the TC"] += sum(found.values())
-        return found
+        for vector in range(_VECTORS):
+            count = words[DELIVERIES + vector]
+            if count:
+                words[DELIVERIES + vector] = 0
+                exceptions[vector] = exceptions.get(vector, 0) + count
+                self.counters["faults delivered in the TC"] += count
