@@ -111,7 +111,18 @@ class TestEnds:
     def test_before_an_instruction_across_the_end_of_the_page(self, tc: TranslationCache, data: bytes) -> None:
         unit = translate(tc, KERNEL, 0x2000 - len(data), data)
         assert (unit.charged, unit.end_eip) == (1, 0x2001 - len(data))
-        assert listing(tc, unit, 1)[-1] == "jmp CALLOUT"
+        assert listing(tc, unit, 0)[-1] == "jmp LINK"
+
+    @pytest.mark.parametrize("data", [b"\x83", b"\xe8\x00", b"\x66\x66"])
+    def test_an_instruction_across_the_end_of_the_page(self, tc: TranslationCache, data: bytes) -> None:
+        """It is a TU by itself, if the bytes of the next page are known."""
+        unit = translate(tc, KERNEL, 0x2000 - len(data), data)
+        assert not unit.charged
+        assert listing(tc, unit, 0)[-1] == "jmp CALLOUT"
+        unit = translate(tc, KERNEL, 0x2000 - len(data), data, beyond=b"\xc0\x07\x00\x00")
+        assert unit.charged == 1
+        assert unit.straddles
+        assert 0x2000 < unit.end_eip <= 0x2003
 
     def test_before_the_instruction_that_ends_at_4_gib(self, tc: TranslationCache) -> None:
         unit = translate(tc, KERNEL, 0xFFFF_FFFE, b"\x40\x41")
