@@ -46,6 +46,10 @@ def _dispatch(options: argparse.Namespace, gdb_words: list[str]) -> int:
         from gdbstub import cli_bench
 
         return cli_bench.run(options)
+    if options.command == "diff":
+        from gdbstub import cli_diff
+
+        return cli_diff.run(options)
     from gdbstub import cli_doctor
 
     return cli_doctor.run(options)

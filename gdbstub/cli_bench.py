@@ -12,9 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from gdbstub.cli_options import USAGE_STATUS
+from gdbstub.cli_progress import clear_bar, show_bar
 from tools.bench import BENCHMARKS, REPORTS, Benchmark, BenchmarkError, Notice, Progress, ReportOptions, Result
-
-_BAR_CELLS = 24
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,9 +37,9 @@ def run(options: argparse.Namespace) -> int:
         try:
             for step in known[name]():
                 if isinstance(step, Progress):
-                    _show_bar(name, step)
+                    show_bar(name, step.fraction, step.what)
                     continue
-                _clear_bar()
+                clear_bar()
                 if isinstance(step, Notice):
                     sys.stderr.write(f"trapgate: {name}: {step.text}\n")
                     continue
@@ -49,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
                 sys.stdout.flush()
         except (BenchmarkError, OSError) as error:
             failed = True
-            _clear_bar()
+            clear_bar()
             sys.stderr.write(f"trapgate: {name}: {error}\n")
     if options.json:
         rows = [_row(result) for result in results]
@@ -74,18 +73,3 @@ def _row(result: Result) -> dict[str, str | float]:
     if result.note:
         row["note"] = result.note
     return row
-
-
-def _show_bar(name: str, progress: Progress) -> None:
-    if not sys.stderr.isatty():
-        return
-    full = round(_BAR_CELLS * min(1.0, max(0.0, progress.fraction)))
-    bar = "#" * full + "-" * (_BAR_CELLS - full)
-    sys.stderr.write(f"\r\x1b[K{name} [{bar}] {progress.what}")
-    sys.stderr.flush()
-
-
-def _clear_bar() -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()

@@ -16,6 +16,7 @@ USAGE_STATUS = 2
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 1234
 DEFAULT_MEMORY = "64M"
+DEFAULT_DIFF_INSNS = 10_000_000
 DEFAULT_REPORT = "docs/paper"
 DEFAULT_DEBUG_EXIT = 0xF4
 DEFAULT_ENGINE = "bt"
@@ -80,15 +81,16 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     from difflib import get_close_matches
 
     name = word.partition("=")[0]
-    close = get_close_matches(name, _machine_options(), n=1) if options.command in ("run", "gdb") else []
+    known = _long_options(options.command) if options.command in ("run", "gdb", "diff") else []
+    close = get_close_matches(name, known, n=1)
     hint = f"; there is {close[0]}" if close else ""
     return Parser(prog=" ".join(names)).error(f"there is no option {name}{hint}")
 
 
-def _machine_options() -> list[str]:
-    """The options of `run` and `gdb` by their long names, from where all of them are public."""
+def _long_options(command: str) -> list[str]:
+    """The options of `run` and `gdb`, or of `diff`, by their long names, from where all of them are public."""
     parser = Parser()
-    add_machine_options(parser)
+    (add_guest_options if command == "diff" else add_machine_options)(parser)
     return sorted(set(re.findall(r"--[a-z-]+", parser.format_help())))
 
 
@@ -126,6 +128,24 @@ def build_parser() -> Parser:
         "--scale", type=parse_scale, default=1.0, metavar="X", help="for paper: measure X times as long (default 1)"
     )
     bench.add_argument("--list", action="store_true", help="list the benchmarks")
+    diff = commands.add_parser(
+        "diff",
+        help="run two engines side by side to the first difference",
+        allow_abbrev=False,
+        description=_DIFF,
+        epilog="Try: trapgate diff interp bt (the demo kernel), trapgate diff bt trap-nested KERNEL --max-insns 50M.",
+    )
+    diff.add_argument("first", metavar="A", help="an engine: bt, trap, trap-nested, interp")
+    diff.add_argument("second", metavar="B", help="the one beside it")
+    add_guest_options(diff)
+    diff.add_argument(
+        "--max-insns", type=parse_count, default=DEFAULT_DIFF_INSNS, metavar="N",
+        help="how many instructions to compare (default 10M)",
+    )  # fmt: skip
+    diff.add_argument(
+        "--each", action="store_true", help="compare after each instruction, which is a thousand times slower"
+    )
+    diff.add_argument("--json", action="store_true", help="say as JSON how it ended")
     doctor = commands.add_parser("doctor", help="say what this host offers, and what falls back", allow_abbrev=False)
     doctor.add_argument("--json", action="store_true", help="as JSON")
     return parser
@@ -135,13 +155,17 @@ _RUN = """Boot IMAGE and serve gdb. IMAGE is a multiboot kernel, an ELF file, a 
 image, or a flat binary as FILE@ADDRESS; without one the built-in demo kernel is booted. Exit status: the guest's own
 through the debug exit port; 0 when the guest powers off, the debugger kills it, or --max-insns is reached; 2 for a
 wrong command line or an image that cannot be loaded; 3 for a triple fault when no debugger is attached."""
+_DIFF = """Boot IMAGE twice, under the engines A and B, and compare registers, flags, memory, devices, time and output
+at irregular instruction counts. Where they differ, the first instruction after which they do is looked for, and shown
+with what differs. Exit status: 0 if nothing does; 1 if something does; 2 for a wrong command line, an image that cannot
+be loaded, or engines that cannot be compared (KVM counts no instructions)."""
 _GDB = """Boot IMAGE stopped before its first instruction, and start stock gdb on it ($GDB, or gdb from PATH),
 connected and with the image's symbols. The guest's serial output appears in between; `monitor serial TEXT` is its
 input."""
 
 
-def add_machine_options(parser: argparse.ArgumentParser) -> None:
-    """The options that describe the machine and what is connected to it; QEMU's names work with one dash too."""
+def add_guest_options(parser: argparse.ArgumentParser) -> None:
+    """The options that decide what the guest is and what it does."""
     add = parser.add_argument
     add("image", nargs="?", metavar="IMAGE", help="what to boot; none: the built-in demo kernel")
     add("--kernel", "-kernel", metavar="IMAGE", help="the same as IMAGE, for a kernel: never booted as a disk")
@@ -149,6 +173,24 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--append", "-append", metavar="ARGUMENTS", help="the kernel's command line")
     add("-m", "--memory", "-memory", type=parse_memory, default=DEFAULT_MEMORY, metavar="SIZE",
         help="RAM, in MiB or with K, M, G (default 64M)")  # fmt: skip
+    add("--cpu", "-cpu", type=parse_cpu, default=None, metavar="MODEL",
+        help=f"the guest's CPU: {' or '.join(CPU_NAMES)} (default {DEFAULT_CPU})")  # fmt: skip
+    add("--debug-exit", type=parse_port_or_none, default=DEFAULT_DEBUG_EXIT, metavar="PORT|none",
+        help="the I/O port that ends the run with status value * 2 + 1 (default 0xf4)")  # fmt: skip
+    add(
+        "--ns-per-insn", type=parse_count, default=1, metavar="N", help="virtual nanoseconds an instruction (default 1)"
+    )
+    add(
+        "--rtc", metavar="YYYY-MM-DD[THH:MM:SS]", help="what the clock chip says at power-on (default: always the same)"
+    )
+    add("--replay", metavar="FILE", help="let the input come in again that --record wrote, at the same instructions")
+    add("--verify-tc", action="store_true", help="prove code that bt or trap emits harmless before it may run")
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """The options that describe the machine and what is connected to it; QEMU's names work with one dash too."""
+    add_guest_options(parser)
+    add = parser.add_argument
     add("-s", dest="gdb_default", action="store_true", help=f"gdb on {DEFAULT_HOST}:{DEFAULT_PORT} (the default)")
     add("--gdb", "-gdb", type=parse_listen, default=None, metavar="[HOST:]PORT|none",
         help=f"where gdb connects; port 0 picks one (default {DEFAULT_HOST}:{DEFAULT_PORT})")  # fmt: skip
@@ -156,22 +198,14 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="COM1, and given again COM2: stdio, none, tcp:PORT or a FILE (default stdio)")  # fmt: skip
     add("--debugcon", "-debugcon", type=parse_sink, default=Sink("none"), metavar="SINK",
         help="bytes written to port 0xe9 (default none)")  # fmt: skip
-    add("--debug-exit", type=parse_port_or_none, default=DEFAULT_DEBUG_EXIT, metavar="PORT|none",
-        help="the I/O port that ends the run with status value * 2 + 1 (default 0xf4)")  # fmt: skip
     add("--vmm", type=parse_engine, default=None, metavar="ENGINE",
         help="what runs the guest: bt, binary translation; trap, a hardware-style VMM; interp, the slow reference "
         f"(default {DEFAULT_ENGINE}, or {FALLBACK_ENGINE} where the host cannot do {DEFAULT_ENGINE})")  # fmt: skip
-    add("--cpu", "-cpu", type=parse_cpu, default=None, metavar="MODEL",
-        help=f"the guest's CPU: {' or '.join(CPU_NAMES)} (default {DEFAULT_CPU})")  # fmt: skip
-    add("--verify-tc", action="store_true", help="prove code that bt or trap emits harmless before it may run")
     add("--trap-backend", choices=("emulated", "kvm"), help="whose CPU --vmm trap runs on: an emulated one with SVM "
         "(default), or with kvm this host's own")  # fmt: skip
     add("--paging", choices=("shadow", "nested"), help="how --vmm trap pages: shadow page tables (default), or nested "
         "ones that the emulated hardware walks")  # fmt: skip
     add("--max-insns", type=parse_count, metavar="N", help="end the run after N instructions")
-    add(
-        "--ns-per-insn", type=parse_count, default=1, metavar="N", help="virtual nanoseconds an instruction (default 1)"
-    )
     add("--pace", action="store_true", help="time in HLT waits for the host's clock (else it passes at once)")
     add(
         "--undefined-flags",
@@ -181,14 +215,10 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "engine interp (default host)",
     )
     add(
-        "--rtc", metavar="YYYY-MM-DD[THH:MM:SS]", help="what the clock chip says at power-on (default: always the same)"
-    )
-    add(
         "--record",
         metavar="FILE",
         help="write all outside input (serial, keys, debugger's writes) there, with its time",
     )
-    add("--replay", metavar="FILE", help="let the input come in again that --record wrote, at the same instructions")
     add("--json-stats", metavar="FILE", help="write what the engine counted there at the end")
     add("-v", "--verbose", action="store_true", help="say on standard error who connects and what goes wrong")
 

@@ -13,27 +13,23 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from time import monotonic
 
 import trio
 
-from gdbstub import cli_cpu, cli_engine, cli_inputs, counters
+from gdbstub import cli_engine, cli_inputs, counters
 from gdbstub.cli_engine import UsageError
+from gdbstub.cli_machine import machine_options
 from gdbstub.cli_options import DEFAULT_ADDRESS, USAGE_STATUS, Address, Sink
 from gdbstub.cli_serial import Lines, SinkError
 from gdbstub.debuggee import End, EndKind
 from gdbstub.guest import GuestTarget
 from gdbstub.server import ListenError, Server, listen
-from guests import images
-from machine.devices.board import BoardOptions
-from machine.devices.rtc import START_DATE
 from machine.engine import EngineError
 from machine.loaders.errors import ImageError
-from machine.loaders.image import LoadOptions, parse_modules
 from machine.memory import MemorySizeError
-from machine.pc import Machine, MachineOptions
+from machine.pc import Machine
 
 SIGNAL_STATUS = 128
 _COM1, _COM2 = "serial", "serial 2"
@@ -133,47 +129,15 @@ def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) ->
     Raises:
         UsageError, ImageError, SinkError, MemorySizeError: it cannot be.
     """
-    if options.image and options.kernel:
-        raise UsageError(f"two images, {options.image} and {options.kernel}")
     if len(options.serial) > len(_LINE_NAMES):
         raise UsageError("there are two serial ports, COM1 and COM2")
     engine = cli_engine.choose(options, say)
-    image = options.image or options.kernel
-    symbols = None
-    if image is None:
-        image, symbols = images.path("demo"), images.symbols_path("demo")
-    loading = LoadOptions(
-        ram_bytes=options.memory,
-        command_line=options.append or "",
-        modules=parse_modules(options.initrd) if options.initrd else (),
-        kernel=options.kernel is not None,
-    )
     sinks = [*options.serial, *[Sink("stdio"), Sink("none")][len(options.serial) :]]
     serial = [lines.open(name, sink, takes_input=True) for name, sink in zip(_LINE_NAMES, sinks, strict=True)]
-    board = BoardOptions(
-        serial=(serial[0], serial[1]),
-        debugcon=lines.open("debugcon", options.debugcon),
-        debug_exit_port=options.debug_exit,
-        start_date=_parse_date(options.rtc),
-    )
     try:
-        model, make_fpu = cli_cpu.choose(options.cpu)
-        machine = Machine(
-            MachineOptions(
-                image=image,
-                model=model,
-                make_fpu=make_fpu,
-                loading=loading,
-                board=board,
-                ns_per_insn=options.ns_per_insn,
-                symbols=symbols,
-                replay=cli_inputs.read(options.replay) if options.replay else (),
-                record=_recorder(options.record, stack),
-            ),
-            engine.factories,
-            engine.name,
-            engine.alu,
-        )
+        debugcon, record = lines.open("debugcon", options.debugcon), _recorder(options.record, stack)
+        made = machine_options(options, (serial[0], serial[1]), debugcon, record)
+        machine = Machine(made, engine.factories, engine.name, engine.alu)
     except (ValueError, EngineError) as error:
         raise UsageError(str(error)) from error
     stack.callback(machine.close)
@@ -182,16 +146,6 @@ def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) ->
     target.end_icount = options.max_insns
     target.pace = monotonic if options.pace else None
     return target
-
-
-def _parse_date(text: str | None) -> datetime:
-    if text is None:
-        return START_DATE
-    try:
-        date = datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(f"--rtc {text}: not a date such as 2006-10-21T12:00:00") from None
-    return date.replace(tzinfo=None)
 
 
 def _listen_address(options: argparse.Namespace, default: Address, *, needed: bool) -> Address | None:

@@ -330,14 +330,17 @@ class _Way:
                     _feed((first, second), inputs, target)
             return differences(first, second, *stops)
 
-    def trace(self, inputs: Sequence[Input], from_icount: int, until_icount: int) -> tuple[str, ...]:
+    def trace(
+        self, inputs: Sequence[Input], from_icount: int, until_icount: int
+    ) -> Generator[Progress, None, tuple[str, ...]]:
         """The instructions that the first side executes from one icount to another."""
         first, second = self.make()
         with closing(first), closing(second):
-            for target in self.targets:
-                first.advance(target)
-                _feed((first, second), inputs, target)
-            first.advance(from_icount)
+            for target in (*self.targets, from_icount):
+                for _ in first.advancing(target):
+                    yield Progress(target, is_searching=True)
+                if target != from_icount:
+                    _feed((first, second), inputs, target)
             return tuple(_steps(first, until_icount))
 
 
@@ -375,7 +378,7 @@ def _locate(
         is_exact = singly or not has_units
         if not is_exact:
             low = max(coarse.agreed_icount, high - UNIT_INSNS)
-        trace = way.trace(inputs, max(coarse.agreed_icount, high - TRACE_INSNS), high)
+        trace = yield from way.trace(inputs, max(coarse.agreed_icount, high - TRACE_INSNS), high)
         return Divergence(low, high, tuple(found), trace, is_exact=is_exact)
     message = f"a difference at icount {coarse.icount} did not come again: " + "; ".join(map(str, coarse.differences))
     raise LockstepError(message)

@@ -5,10 +5,11 @@ It owns the copies that a comparison needs, and says which engines cannot be com
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
+from random import Random
 from types import TracebackType
 from typing import Self
 
@@ -18,14 +19,30 @@ from vmm import lockstep
 from vmm.lockstep import Outcome, Progress, Side, Sides
 
 WITHOUT_ICOUNT = frozenset({"trap kvm"})  # KVM does not count the guest's instructions
-LONGEST_INSNS = 20_000  # from one comparison to the next
+STEP_INSNS = range(1_000, 20_000)  # from one comparison to the next
 SLICE_INSNS = 5_000
-SLICE_S = 0.005
 _SEED = 1
 
 
 class PairError(Exception):
     """Two engines that cannot be compared; one line for the user."""
+
+
+def take_engine(words: Sequence[str], known: Sequence[str]) -> tuple[str, list[str]]:
+    """The engine that the first words name, as many of them as can be, and the words after those.
+
+    A name of two words may be written with a hyphen.
+
+    Raises:
+        PairError: there is none of this name.
+    """
+    spelled = {name.replace(" ", "-"): name for name in known}
+    for count in (2, 1):
+        name = spelled.get("-".join(words[:count]))
+        if name is not None and len(words) >= count:
+            return name, list(words[count:])
+    wanted = words[0] if words else ""
+    raise PairError(f"there is no engine `{wanted}`; there is: {', '.join(spelled)}")
 
 
 def check_engines(names: tuple[str, ...], known: tuple[str, ...]) -> None:
@@ -93,10 +110,17 @@ class Pair:
             LockstepError: as there.
             EngineError: one of them cannot run on this host.
         """
-        ends = range(1, insns + 1) if each else lockstep.random_icounts(insns, _SEED, LONGEST_INSNS)
-        icounts = [self.begin_icount + end for end in ends]
+        icounts = self._places(insns, step_insns=range(1, 2) if each else STEP_INSNS)
         make = partial(self._make, self._start)
         return lockstep.compare(make, icounts, locate=locate, singly=each, save=self._save)
+
+    def _places(self, insns: int, step_insns: range) -> Iterator[int]:
+        """Where to compare: the steps are irregular, for how a run is cut should make no difference."""
+        chance, end_icount = Random(_SEED), self.begin_icount + insns
+        at_icount = self.begin_icount
+        while at_icount < end_icount:
+            at_icount = min(end_icount, at_icount + chance.choice(step_insns))
+            yield at_icount
 
     def _make(self, start: Snapshot) -> Sides:
         with ExitStack() as undo:
@@ -111,7 +135,7 @@ class Pair:
         machine = self._machine.twin(start, engine, board)
         side = Side(machine, output, machine.board.snapshot, machine.reset)
         if self._in_slices:
-            machine.debug.longest_run_s, side.slice_insns = SLICE_S, SLICE_INSNS
+            side.slice_insns = SLICE_INSNS  # not by the clock: the search has to go the same way again
         return side
 
     def _save(self, side: Side) -> lockstep.Make:

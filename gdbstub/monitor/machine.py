@@ -94,9 +94,9 @@ def select_engine(guest: GuestTarget, words: list[str]) -> Iterator[str]:
     """`vmm [NAME]`."""
     machine = guest.machine
     if words:
-        wanted = " ".join(words)
+        wanted = " ".join(words).replace("-", " ")
         if wanted not in machine.engine_names:
-            raise TargetError(f"There is no engine `{wanted}`; there is: {', '.join(machine.engine_names)}.")
+            raise TargetError(f"There is no engine `{' '.join(words)}`; there is: {', '.join(machine.engine_names)}.")
         try:
             machine.select_engine(wanted)
         except EngineError as error:
