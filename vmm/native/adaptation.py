@@ -253,7 +253,7 @@ class Culprits:
         page = self._by_page.setdefault(fragment.ram_page, {})
         culprit = page.get(eip)
         if culprit is None:
-            culprit = page[eip] = Culprit(eip, fragment.ram_page)
+            culprit = page[eip] = Culprit(eip, fragment.ram_page, soft_limit=SOFT_FAULTS)
             self._count += 1
         return culprit
 

@@ -256,6 +256,14 @@ class Shadows:
             each.kept_out.discard(index)
         return False
 
+    def look_at(self, at: int) -> None:
+        """The page of the entry at RAM offset `at` is accessed by the software path, as all the time."""
+        for region in list(self._by_table.get(at & -4096, ())):
+            index = (at & 4095) // (4096 // region.page_count)
+            if index in region.kept_out:
+                self.stays_out(region, index, self.cells32[at >> 2], insists=False)
+                return
+
     def change_rights(self, window: Window, region: Region, first: int, count: int, kind: int) -> None:
         """Let pages that are mapped be written to, or not any more."""
         host = region.host + (first << PAGE_SHIFT)

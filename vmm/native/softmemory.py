@@ -109,6 +109,7 @@ class SoftMemory:
         value = leaf.value & ~(ACCESSED | DIRTY)
         before = self._seen.get(leaf.physical)
         self._seen[leaf.physical] = value
+        self._windows.look_at(leaf.physical)
         return before != value
 
     def _written(self, at: int, length: int, _old: bytes, _flags: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 VOLATILE_INSNS = 4096  # between two changes
 VOLATILE_CHANGES = 8  # as close as that, before the page is kept out
-CALM_TOUCHES = 16  # with no change in between, before it comes back; twice as many the next time
+CALM_TOUCHES = 12  # with no change in between, before it comes back; twice as many the next time
 CALM_TOUCHES_MOST = 512
 _TABLES = 1024
 
@@ -78,7 +78,13 @@ class VolatileEntries:
         return {index for index, entry in self._tables.get(table, {}).items() if entry.is_out}
 
     def touch(self, table: int, index: int, value: int) -> bool:
-        """An instruction without a soft form touches a page; whether it stays out. `value` is without A and D."""
+        """A page is touched by an instruction without a soft form, or looked at: whether it stays out.
+
+        Args:
+            table: offset of its page table.
+            index: number of its entry.
+            value: what the entry says, without A and D.
+        """
         entry = self._tables.get(table, {}).get(index)
         if entry is None or not entry.is_out:
             return False

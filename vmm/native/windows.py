@@ -97,7 +97,8 @@ class Windows:
     @property
     def counters(self) -> dict[str, int]:
         """What happened since the start."""
-        return {**self._filler.counters, **self._shadows.counters, "windows evicted": self._evicted}
+        volatile = {} if self._shadows.volatile is None else self._shadows.volatile[0].counters
+        return {**self._filler.counters, **self._shadows.counters, **volatile, "windows evicted": self._evicted}
 
     def keep_tables(self) -> None:
         """From now on no page table is let go of because it is written time and again."""
@@ -110,6 +111,10 @@ class Windows:
     def note_uses(self, uses: memoryview | None) -> None:
         """From now on set a byte for each doubleword of an entry that a mapping comes from; no page is mapped yet."""
         self._shadows.entry_uses = uses
+
+    def look_at(self, cell: int) -> None:
+        """The page whose entry is at offset `cell` of RAM is accessed without a window: it may have calmed down."""
+        self._shadows.look_at(cell)
 
     def depend_on(self, cell: int) -> bool:
         """Whether anything is mapped because of the entry at offset `cell` of RAM."""
