@@ -122,9 +122,12 @@ class Chip(Device):
 
     def best(self) -> int:
         """The input that wins now, or -1."""
-        waiting = self.requests & ~self.mask
+        waiting = self.levels & (self.latched | self.level_triggered) & ~self.mask
         if not waiting or self.awaiting != _READY:
             return -1
+        if self.lowest == 7 and not self.special_mask and not self.nested:
+            bit = waiting & -waiting
+            return -1 if self.in_service & (bit << 1) - 1 else bit.bit_length() - 1
         serving = self.in_service & ~self.mask if self.special_mask else self.in_service
         reentrant = self._cascade_bit if self.nested else 0
         for position in self._by_priority():

@@ -22,9 +22,11 @@ SYSTEM_FLAGS = IOPL | NT | AC | ID | VIF | VIP
 _ESP0 = 4  # offset in a 32-bit TSS
 _TSS_REACH = 9  # limit of a TSS that holds ESP0 and SS0
 
+Hidden = tuple[int, int, int]  # base, limit, attributes
 _GENERAL = struct.Struct("<8I")
 _SEGMENTS = struct.Struct("<12I6I12q")
 _SYSTEM = struct.Struct("<15I")  # behind the segments
+_SEGMENTS_TAKEN = 512
 # What emitted code may change besides the general registers: segments, IF, the system flags, CPL, CR0 to CR4.
 _CHANGEABLE = slice(OFFSETS["segments"], OFFSETS["gdt_base"])
 _ALL_SEGMENTS = slice(0, OFFSETS["segment_bounds"] + SIZES["segment_bounds"] - OFFSETS["segments"])
@@ -42,6 +44,8 @@ class GuestRegisters:
         self._cpu = cpu
         self._block = block
         self._handed_over = b""
+        # What the segment registers were after they had been loaded from these bytes of the state block.
+        self._taken: dict[bytes, tuple[int | Hidden, ...]] = {}
         self.stale = True
 
     def hand_over(self) -> None:
@@ -56,11 +60,7 @@ class GuestRegisters:
     def _hand_over_everything(self, state: CpuState) -> None:
         block, tr = self._block, state.tr
         _GENERAL.pack_into(block.data, 0, *state.gpr)
-        es, cs, ss, ds, fs, gs = state.segments
-        block.data[_ALL_SEGMENTS_IN_BLOCK] = _segments_of(
-            (es.selector, cs.selector, ss.selector, ds.selector, fs.selector, gs.selector),
-            (es.hidden, cs.hidden, ss.hidden, ds.hidden, fs.hidden, gs.hidden),
-        )
+        block.data[_ALL_SEGMENTS_IN_BLOCK] = _segments_of(_loaded(state))
         has_stack = tr.attributes & IS_32 and tr.limit >= _TSS_REACH
         gdtr, idtr = state.gdtr, state.idtr
         _SYSTEM.pack_into(
@@ -99,18 +99,32 @@ class GuestRegisters:
         state.eflags = rest | flags | words[stateblock.INTERRUPT_FLAG] | words[stateblock.SYSTEM_FLAGS]
         state.cr2 = words[stateblock.CR2]
         self._cpu.mmu.update_alignment()
-        if changed[_ALL_SEGMENTS] != self._handed_over[_ALL_SEGMENTS]:
+        segments = changed[_ALL_SEGMENTS]
+        if segments != self._handed_over[_ALL_SEGMENTS] and self._taken.get(segments) != _loaded(state):
             for number, segment in enumerate(state.segments):
                 selector, high = words[stateblock.SEGMENTS + 2 * number], words[stateblock.SEGMENTS + 2 * number + 1]
                 base = words[stateblock.SEGMENT_BASES + number]
                 _load(segment, selector, high, base, block.quads[stateblock.SEGMENT_BOUNDS + 2 * number])
+            if len(self._taken) >= _SEGMENTS_TAKEN:
+                self._taken.clear()
+            self._taken[segments] = _loaded(state)
         self._handed_over = changed
 
 
+def _loaded(state: CpuState) -> tuple[int | Hidden, ...]:
+    """What all six segment registers hold."""
+    es, cs, ss, ds, fs, gs = state.segments
+    return (
+        *(es.selector, cs.selector, ss.selector, ds.selector, fs.selector, gs.selector),
+        *(es.hidden, cs.hidden, ss.hidden, ds.hidden, fs.hidden, gs.hidden),
+    )
+
+
 @lru_cache(maxsize=512)
-def _segments_of(selectors: tuple[int, ...], hidden: tuple[tuple[int, int, int], ...]) -> bytes:
-    """What the state block says of all six segment registers."""
-    parts = [_hidden_parts(each) for each in hidden]
+def _segments_of(loaded: tuple[int | Hidden, ...]) -> bytes:
+    """What the state block says of all six segment registers, of which `_loaded` tells."""
+    selectors = [each for each in loaded if isinstance(each, int)]
+    parts = [_hidden_parts(each) for each in loaded if not isinstance(each, int)]
     return _SEGMENTS.pack(
         *(word for selector, part in zip(selectors, parts, strict=True) for word in (selector, part[0])),
         *(part[1] for part in parts),
@@ -119,7 +133,7 @@ def _segments_of(selectors: tuple[int, ...], hidden: tuple[tuple[int, int, int],
 
 
 @lru_cache(maxsize=512)
-def _hidden_parts(hidden: tuple[int, int, int]) -> tuple[int, int, int, int]:
+def _hidden_parts(hidden: Hidden) -> tuple[int, int, int, int]:
     """What the state block says of a segment besides its selector: see `segments`, `segment_bases`, `segment_bounds`.
 
     Bits 63:32 are of a descriptor with its attributes; base and limit are left out of them.
