@@ -7,10 +7,11 @@ import pytest
 from machine.state import CR4_PAE, CR4_PSE, EBX, EDX, ESI
 from tests.oracles.assembler import assemble
 from tests.vmm.bare import PAGE_TABLE, Bare, map_low_memory
+from tests.vmm.engines import bt_alone
 from tests.vmm.twins import Twins
 from vmm.native import sharing, windows
 
-pytestmark = pytest.mark.usefixtures("least_budget")
+pytestmark = [pytest.mark.usefixtures("native_core"), bt_alone]
 
 STEPS = (1000, 333)
 SPACES = 6

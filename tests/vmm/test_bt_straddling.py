@@ -10,9 +10,10 @@ from machine.debug import CodeBreakpoint, StopKind
 from machine.state import EBX, ECX, EDX
 from tests.oracles.assembler import assemble
 from tests.vmm.bare import Bare, map_low_memory, set_handler, set_page
+from tests.vmm.engines import bt_alone
 from tests.vmm.twins import Twins
 
-pytestmark = pytest.mark.usefixtures("least_budget")
+pytestmark = [pytest.mark.usefixtures("native_core"), bt_alone]
 
 STEPS = (400, 33)
 SECOND = 0x30_1000  # the guests have an instruction over its beginning

@@ -12,11 +12,12 @@ from machine.devices import vga
 from machine.devices.vga import Vga
 from tests.engine import verified
 from tests.vmm.bare import Bare, flat, map_low_memory
+from tests.vmm.engines import bt_alone
 from tests.vmm.twins import Twins
 from vmm.interp import Interpreter
 from vmm.trap.engine import TrapEngine
 
-pytestmark = pytest.mark.usefixtures("least_budget")
+pytestmark = [pytest.mark.usefixtures("native_core"), bt_alone]
 
 STEPS = (400, 33)
 
