@@ -43,6 +43,17 @@ class ArrivingTranslator(WatchedTranslator):
         self._tc.state.words[stateblock.PENDING] = self._pending()
         return False
 
+    def _must_attend(self) -> bool:
+        """Whether the instruction just interpreted left something for the boundary, or for another way to execute."""
+        state = self._cpu.state
+        return bool(
+            state.eflags & (TF | RF)
+            or state.shadow
+            or state.halted
+            or self._cpu.pending_debug
+            or self._are_registers_new()
+        )
+
     def _pending(self) -> int:
         """Not 0 if emitted code must not enable interrupts, return to where they are, or execute INT n by itself."""
         cpu = self._cpu

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop
 from machine.faults import GuestFault, SoftwareInterrupt, Vector
-from machine.flags import IF, RF, TF
+from machine.flags import IF, RF
 from machine.instructions import Effect
 from machine.paging import walk
 from machine.state import EAX, MASK32, SHADOW_NONE, SHADOW_STI
@@ -242,17 +242,6 @@ class BinaryTranslator(ArrivingTranslator):
             or self._is_late()
         )
 
-    def _must_attend(self) -> bool:
-        """Whether the instruction just interpreted left something for the boundary, or for another way to execute."""
-        state = self._cpu.state
-        return bool(
-            state.eflags & (TF | RF)
-            or state.shadow
-            or state.halted
-            or self._cpu.pending_debug
-            or self._are_registers_new()
-        )
-
     def _is_late(self) -> bool:
         """Whether `run` has to come back, however little was executed."""
         return time.perf_counter() > self._deadline_s
@@ -435,8 +424,10 @@ class BinaryTranslator(ArrivingTranslator):
         if index in unit.faulting_in_order:
             is_divide = words[stateblock.FAULT_SIGNAL * 2] == signal.SIGFPE and not quads[stateblock.FAULT_TRAP]
             is_refused = can_fill and self._windows.refusal is Refusal.PAGE_FAULT
-            if is_divide or is_refused:
+            if is_divide:
                 self._sites.fault(fragment, at, index)
+            elif is_refused:
+                self._note_page_fault(fragment, at, index)
             if is_divide:
                 raise GuestFault(Vector.DE)
             # A fault close to the beginning of a page may be of an access that begins in the page before.
@@ -455,15 +446,26 @@ class BinaryTranslator(ArrivingTranslator):
         if fragment.unit.spans:
             recover(fragment.unit.spans, max(index, 0), self._cpu.state)
 
+    def _note_page_fault(self, fragment: Fragment, at: int, index: int) -> None:
+        """The window refused an instruction of a fragment a page, as the guest's tables do."""
+        eip, culprits = self._cpu.state.eip, self._culprits
+        is_enough = self._sites.fault(fragment, at, index, culprits.signals(fragment, eip))
+        if is_enough and self._soft.is_usable and self._store.can_be_soft(fragment, index):
+            culprits.soften(fragment, eip)
+            self._store.drop_fragment(fragment)
+
     def _leave_soft(self, limit_icount: int) -> None:
         """The software path could not be taken, or is to be looked at: the instruction is interpreted."""
         assert self._tc is not None
         at = self._tc.state.quads[stateblock.ROUTINE_RETURN] - self._tc.host
         fragment = self._store.index.at(at)
         assert fragment is not None, "a soft form outside every fragment"
-        self._leave_fragment(fragment, fragment.index_at(at), limit_icount)
+        index = fragment.index_at(at)
+        self._leave_fragment(fragment, index, limit_icount)
         self._tally.call_out(self._cpu, self._cpu.state.eip)
         self._is_judging = self._soft.look()
+        if not self._is_judging and index in fragment.unit.faulting_in_order:
+            self._sites.fault(fragment, at, index)
 
     def _leave_routine(self, space: Space, limit_icount: int, at: int, host: int, *, write: bool) -> int | None:
         """A routine met a page that its window does not have: back to before its instruction, and try again."""

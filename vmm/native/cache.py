@@ -36,6 +36,7 @@ from vmm.native.operands import (
     RBP,
     RBX,
     RSP,
+    Label,
 )  # fmt: skip
 from vmm.native.routine import SAVED, rflags_of
 from vmm.native.routines import WITH_IMAGE, emit_routines
@@ -205,10 +206,12 @@ class TranslationCache:
         _emit_enter(assembler, self.state.host, self.host, self.guard + GUARD_BIAS)
         assembler.align(16)
         self._routines_at = len(assembler.code)
-        exits = (self.host + exit_offsets[reason] for reason in (Exit.CALLOUT, Exit.REFUSAL, Exit.FAULT))
-        self.routines = emit_routines(assembler, *exits)
+        soft_failed = Label()
+        self.routines = emit_soft_routines(assembler, self.host + exit_offsets[Exit.SOFT], soft_failed)
+        ways_out = (Exit.CALLOUT, Exit.REFUSAL, Exit.FAULT, Exit.SOFT)
+        callout, refusal, fault, soft = (self.host + exit_offsets[reason] for reason in ways_out)
+        self.routines |= emit_routines(assembler, callout, refusal, fault, soft, soft_failed)
         self._arrival = range(self.routines["arrive"], len(assembler.code))
-        self.routines |= emit_soft_routines(assembler, self.host + exit_offsets[Exit.SOFT])
         code = assembler.finish()
         assert len(code) <= _STUBS_BYTES
         self.place(code)

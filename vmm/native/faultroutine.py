@@ -1,7 +1,8 @@
-"""Where a signal of emitted code goes first: an exception of the guest's at a known place is delivered at once.
+"""Where signals of emitted code, and accesses that the software path refuses, go first.
 
-For all else it is the exit that it would have been, with everything as it was. It must not know fragments: which host
-instructions are known to raise exceptions, and what they stand for, is in the state block.
+An exception of the guest's at a known place is delivered at once; for all else it is the exit that it would have been,
+with everything as it was. It must not know fragments: which places are known to raise exceptions, and what they stand
+for, is in the state block.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import signal
 
 from machine.faults import PF_USER, PF_WRITE, Vector
+from machine.state import MASK32
 from vmm.native.assembler import Assembler
 from vmm.native.operands import (
     EAX,
@@ -32,14 +34,16 @@ from vmm.native.operands import (
     Memory,
     address,
 )  # fmt: skip
-from vmm.native.routine import SAVED
+from vmm.native.routine import SAVED, Routine
 from vmm.native.stateblock import OFFSETS, SITE_BYTES, SITES, field, word
 from vmm.native.walkroutine import emit_walk
 
 # An access that begins so far before the end of a page may reach into the next one, and fault there.
 LONGEST_ACCESS_BYTES = 16
 _DIVIDE_TRAP, _PAGE_FAULT_TRAP = int(Vector.DE), int(Vector.PF)  # host and guest number them alike
-_RIP, _EIP, _REFUND, _ESP = range(4)  # words of a site
+_RIP, _EIP, _UNDO, _LEFT = range(4)  # words of a site
+_ESP_BIT = 8
+_OFF = -1  # of `fault_first`
 
 
 def site_index(offset: int) -> int:
@@ -47,7 +51,13 @@ def site_index(offset: int) -> int:
     return offset & SITES - 1
 
 
-def emit_fault(assembler: Assembler, fault_exit: int, deliver: Label) -> None:
+def site(offset: int, eip: int, refund_insns: int, esp: int, most: int) -> tuple[int, int, int, int]:
+    """The words of a site, as the state block has them."""
+    assert refund_insns < 1 << _ESP_BIT
+    return offset, eip, esp << _ESP_BIT & MASK32 | refund_insns, most
+
+
+def emit_fault(assembler: Assembler, fault_exit: int, page_fault: Label, deliver: Label) -> None:
     """A host signal has just come, and the state block says what it is.
 
     It keeps nothing on the stack of return addresses, whose guard page the signal may be about.
@@ -55,6 +65,7 @@ def emit_fault(assembler: Assembler, fault_exit: int, deliver: Label) -> None:
     Args:
         assembler: where to.
         fault_exit: host address of the exit for signals.
+        page_fault: bound to what `emit_soft_fault` wants of it.
         deliver: see `emit_delivery`.
     """
     emit = assembler.emit
@@ -69,14 +80,8 @@ def emit_fault(assembler: Assembler, fault_exit: int, deliver: Label) -> None:
     emit("mov", RAX, field("flags"))
     emit("mov", field("routine_flags"), RAX)
     emit("mov", RAX, field("fault_rip"))
-    emit("sub", RAX, R13)
-    emit("mov", ECX, EAX)
-    emit("and", ECX, SITES - 1)
-    emit("shl", ECX, SITE_BYTES.bit_length() - 1)
-    emit("cmp", EAX, _of_site(_RIP))
-    emit("jne", leave)
-    emit("mov", field("site"), ECX)
-    divide, page_fault, known = Label(), Label(), Label()
+    _emit_look_up(assembler, leave)
+    divide, known = Label(), Label()
     emit("cmp", word("fault_signal", 0), int(signal.SIGFPE))
     emit("je", divide)
     emit("cmp", word("fault_signal", 0), int(signal.SIGSEGV))
@@ -103,13 +108,51 @@ def emit_fault(assembler: Assembler, fault_exit: int, deliver: Label) -> None:
     emit("mov", EAX, _of_site(_EIP))
     emit("mov", field("routine_eip"), EAX)
     emit("mov", field("routine_next"), EAX)
-    emit("mov", EAX, _of_site(_REFUND))
+    emit("mov", EAX, _of_site(_UNDO))
+    emit("mov", EDX, EAX)
+    emit("and", EAX, (1 << _ESP_BIT) - 1)
     emit("lea", R10, address(R10, index=RAX))
-    emit("mov", EAX, _of_site(_ESP))
-    emit("lea", R12D, Memory(0, R12D, EAX))
+    emit("sar", EDX, _ESP_BIT)
+    emit("lea", R12D, Memory(0, R12D, EDX))
     emit("jmp", deliver)
     assembler.bind(leave)
     _emit_leave(assembler, fault_exit)
+
+
+def emit_soft_fault(writer: Routine, soft_exit: int, page_fault: Label) -> None:
+    """The software path refuses an access, to `soft_linear` of the kind `soft_access`.
+
+    Args:
+        writer: a routine with an image of the flags.
+        soft_exit: host address of the exit for that.
+        page_fault: where to go, further on, with the error code in EDX and the place in `site`.
+    """
+    emit = writer.emit
+    emit("cmp", field("fault_first"), _OFF)
+    emit("je", writer.failed)
+    emit("mov", RAX, field("routine_return"))
+    _emit_look_up(writer.asm, writer.failed)
+    emit("mov", R8D, field("soft_linear"))
+    emit("mov", field("delivery_linear"), R8D)
+    emit("mov", EDX, field("soft_access"))
+    emit_walk(writer.asm, faulted=page_fault, unusual=writer.failed)
+    writer.asm.bind(writer.failed)
+    writer.load_saved()
+    writer.asm.jump_to("jmp", soft_exit)
+
+
+def _emit_look_up(assembler: Assembler, leave: Label) -> None:
+    """The site for the host address in RAX, in `site`: ECX is its place in the table. Leave if it is not known."""
+    emit = assembler.emit
+    emit("sub", RAX, R13)
+    emit("mov", ECX, EAX)
+    emit("and", ECX, SITES - 1)
+    emit("shl", ECX, SITE_BYTES.bit_length() - 1)
+    emit("cmp", EAX, _of_site(_RIP))
+    emit("jne", leave)
+    emit("sub", _of_site(_LEFT), 1)
+    emit("js", leave)
+    emit("mov", field("site"), ECX)
 
 
 def _of_site(number: int) -> Memory:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from machine.state import MASK32
 from vmm.native.adaptation import SITE_FAULTS
-from vmm.native.faultroutine import site_index
+from vmm.native.faultroutine import site, site_index
 from vmm.native.fragments import Fragment
 from vmm.native.stateblock import DELIVERIES, SITE_BYTES, SITES_AT, StateBlock
 
 _VECTORS = 32
 _COUNTED = 4096
+MOST = 0x7FFF_FFFF
 
 
 @dataclass(slots=True)
@@ -29,25 +29,40 @@ class FaultSites:
     counters: dict[str, int] = field(default_factory=lambda: {"fault sites": 0, "faults delivered in the TC": 0})
     _faults: dict[int, int] = field(default_factory=dict)  # by offset of the host instruction
 
-    def fault(self, fragment: Fragment, at: int, index: int) -> None:
-        """The host instruction at offset `at`, of a fragment's instruction `index`, raised an exception of the guest's.
+    def fault(self, fragment: Fragment, at: int, index: int, most: int = MOST) -> bool:
+        """An exception of the guest's was raised at offset `at` of the TC, by instruction `index` of a fragment.
 
         What needs more than a refund and ESP set right stays Python's: x87 pointers, and what holds events off.
+
+        Args:
+            fragment: the fragment.
+            at: where its code, or a routine that it called, was to go on.
+            index: the number of the instruction.
+            most: how many exceptions are delivered there before Python is asked again.
+
+        Returns:
+            Whether that was so, and so many were delivered; there is no limit from now on.
         """
         unit = fragment.unit
         if unit.spans or index in unit.shadows:
-            return
-        if len(self._faults) >= _COUNTED:
-            self._faults.clear()
-        count = self._faults[at] = self._faults.get(at, 0) + 1
-        if count < SITE_FAULTS:
-            return
-        del self._faults[at]
-        first = SITES_AT + site_index(at) * SITE_BYTES // 4
-        site = at, unit.eips[index], unit.charged - index - 1, unit.stack_offsets.get(index, 0) & MASK32
-        for number, value in enumerate(site):
-            self.block.words[first + number] = value
-        self.counters["fault sites"] += 1
+            return False
+        words, first = self.block.words, SITES_AT + site_index(at) * SITE_BYTES // 4
+        is_known = words[first] == at and words[first + 1] == unit.eips[index]
+        if not is_known:
+            if len(self._faults) >= _COUNTED:
+                self._faults.clear()
+            count = self._faults[at] = self._faults.get(at, 0) + 1
+            if count < SITE_FAULTS:
+                return False
+            del self._faults[at]
+            self.counters["fault sites"] += 1
+        is_used_up = is_known and bool(words[first + 3] >> 31)
+        if not is_known or is_used_up:
+            refund_insns, esp = unit.charged - index - 1, unit.stack_offsets.get(index, 0)
+            values = site(at, unit.eips[index], refund_insns, esp, MOST if is_known else most)
+            for number, value in enumerate(values):
+                words[first + number] = value
+        return is_used_up
 
     def take_deliveries(self, exceptions: dict[int, int]) -> None:
         """Add to `exceptions`, by vector, what was delivered since it was last asked."""

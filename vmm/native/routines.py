@@ -20,7 +20,7 @@ from machine.state import DS, ES, FS, GS
 from vmm.native.assembler import Assembler
 from vmm.native.crossings import emit_arrival, emit_interrupt, emit_iret, emit_sysenter, emit_sysexit
 from vmm.native.delivery import emit_delivery
-from vmm.native.faultroutine import emit_fault
+from vmm.native.faultroutine import emit_fault, emit_soft_fault
 from vmm.native.operands import (
     EAX,
     EBX,
@@ -45,12 +45,22 @@ _ANY_DATA = 0x9100
 _WRITABLE_BIT = 0x200
 _GRANULAR_BIT = 0x0080_0000
 
-WITH_IMAGE = ("popf", "popfw", "int", "iret", "deliver", "arrive")  # behind all others; they keep all of RFLAGS
+WITH_IMAGE = (
+    "popf",
+    "popfw",
+    "int",
+    "iret",
+    "soft fault",
+    "deliver",
+    "arrive",
+)  # behind all others; they keep all of RFLAGS
 
 _DATA_REGISTERS = ((ES, "es"), (DS, "ds"), (FS, "fs"), (GS, "gs"))
 
 
-def emit_routines(assembler: Assembler, callout: int, refusal: int, fault_exit: int) -> dict[str, int]:
+def emit_routines(
+    assembler: Assembler, callout: int, refusal: int, fault_exit: int, soft_exit: int, soft_failed: Label
+) -> dict[str, int]:
     """Emit all; returns their offsets by name.
 
     Args:
@@ -58,6 +68,8 @@ def emit_routines(assembler: Assembler, callout: int, refusal: int, fault_exit: 
         callout: host address of the exit for a callout.
         refusal: host address of the exit for an interrupt that Python has to deliver.
         fault_exit: that of the exit for a signal.
+        soft_exit: that of the exit for what the software path cannot do.
+        soft_failed: where the routines of that path go first; bound here.
     """
     entries: dict[str, int] = {}
 
@@ -78,10 +90,13 @@ def emit_routines(assembler: Assembler, callout: int, refusal: int, fault_exit: 
     _emit_popf(begin("popfw"), narrow=True)
     emit_interrupt(begin("int"))
     emit_iret(begin("iret"))
-    deliver = Label()
+    page_fault, deliver = Label(), Label()
+    assembler.align(16)
+    assembler.bind(soft_failed)
+    emit_soft_fault(begin("soft fault"), soft_exit, page_fault)
     assembler.align(16)
     entries["fault"] = len(assembler.code)
-    emit_fault(assembler, fault_exit, deliver)
+    emit_fault(assembler, fault_exit, page_fault, deliver)
     emit_delivery(begin("deliver", saves=False), deliver)
     emit_arrival(begin("arrive", out=refusal))
     return entries

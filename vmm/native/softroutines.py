@@ -12,6 +12,7 @@ Source: SDM Vol. 3A, "32-Bit Paging" and "Accessed and Dirty Flags".
 
 from __future__ import annotations
 
+from machine.faults import PF_USER, PF_WRITE
 from machine.memory import HOLDS_TABLE, HOLE_FIRST, HOLE_LAST, PAGE_SHIFT
 from machine.paging import ACCESSED, DIRTY, LARGE_RESERVED, PS, RW, US, P
 from machine.state import CR0_WP, CR4_PSE
@@ -31,26 +32,27 @@ def name_of(*, user: bool, write: bool) -> str:
     return f"soft {'user' if user else 'supervisor'} {'write' if write else 'read'}"
 
 
-def emit_soft_routines(assembler: Assembler, leave: int) -> dict[str, int]:
+def emit_soft_routines(assembler: Assembler, leave: int, failed: Label) -> dict[str, int]:
     """Emit all; returns their offsets by name.
 
     Args:
         assembler: where to.
         leave: host address of the exit for what they cannot do.
+        failed: where they go before that, further on, with the kind of access in `soft_access`.
     """
     entries = {}
     for user in (False, True):
         for write in (False, True):
             assembler.align(16)
             entries[name_of(user=user, write=write)] = len(assembler.code)
-            _Walk(Routine(assembler, leave, has_image=False), leave, user=user, write=write).emit_all()
+            _Walk(Routine(assembler, leave, has_image=False), failed, user=user, write=write).emit_all()
     return entries
 
 
 class _Walk:
     """R9D is the linear address, RDX the view of RAM, R8 the flags of pages."""
 
-    def __init__(self, routine: Routine, leave: int, *, user: bool, write: bool) -> None:
+    def __init__(self, routine: Routine, leave: Label, *, user: bool, write: bool) -> None:
         self.routine = routine
         self.asm = routine.asm
         self.emit = routine.emit
@@ -90,8 +92,9 @@ class _Walk:
         emit("jmp", field("routine_return"))
         self.asm.bind(self.routine.failed)
         emit("mov", field("soft_linear"), R9D)
+        emit("mov", field("soft_access"), (PF_WRITE if self.write else 0) | (PF_USER if self.user else 0))
         self.routine.load_saved()
-        self.asm.jump_to("jmp", self.leave)
+        emit("jmp", self.leave)
 
     def _walk_upper(self, judge: Label) -> None:
         """EAX = the entry that maps the page, ECX = its address in RAM, `soft_entry` = the rights above it.

@@ -62,6 +62,7 @@ _FIELDS = (
     ("soft_linear", 4),
     ("soft_last", 4),
     ("soft_entry", 4),
+    ("soft_access", 4),  # PF_WRITE and PF_USER of an access that it was not taken to
     ("page_flags", 8),  # host addresses of a byte for each page and of one for each doubleword of an entry
     ("entry_uses", 8),
     # Of a string instruction in `narrowstrings`: the guest's registers, and the linear addresses where it began.
@@ -120,8 +121,9 @@ _FIELDS = (
     ("walk_access", 4),  # scratch of the page-table walk: PF_WRITE and PF_USER
     ("fault_first", 8),  # from this host address on, `fault_routine` comes first; -1: nowhere
     ("fault_routine", 8),
-    # Where emitted code has met exceptions of the guest's: offset of the host instruction, 0 for none; guest address;
-    # instructions that it was charged for and that did not retire, but for one; what guest ESP is more than R12D.
+    # Where emitted code has met exceptions of the guest's: offset of the host instruction, or of where a routine was to
+    # go on, 0 for none; guest address; bits 7:0: instructions that it was charged for and that did not retire, but for
+    # one, and bits 31:8: what guest ESP is more than R12D; how many more exceptions there may be.
     ("sites", SITES * SITE_BYTES),
     ("site", 4),  # scratch: the offset of one in there
     ("fault_exit", 8),  # host address to which the signal handler diverts a fault of emitted code
