@@ -31,11 +31,12 @@ class PortBus:
     cycle for a narrow card. Ports that nobody claims read all ones and ignore writes.
     """
 
-    __slots__ = ("_loads", "_stores")
+    __slots__ = ("_loads", "_steady", "_stores")
 
     def __init__(self) -> None:
         self._loads: dict[int, dict[int, Callable[[int, int], int]]] = {1: {}, 2: {}, 4: {}}
         self._stores: dict[int, dict[int, Callable[[int, int, int], None]]] = {1: {}, 2: {}, 4: {}}
+        self._steady: dict[int, Callable[[], int]] = {}
 
     def register(self, first: int, last: int, device: PortDevice, widths: tuple[int, ...] = (1,)) -> None:
         """Give the ports `first` to `last` to `device`, for accesses of the `widths` (bytes) that lie wholly inside.
@@ -58,6 +59,21 @@ class PortBus:
             for port in range(first, last - width + 2):
                 self._loads[width][port] = device.load_port
                 self._stores[width][port] = device.store_port
+
+    def promise(self, port: int, steady_until_ns: Callable[[], int]) -> None:
+        """Have a device say until when byte loads of a port give the same, do nothing else, and depend on time alone.
+
+        Args:
+            port: of a device.
+            steady_until_ns: gives the virtual time at which a load may give something else, if no store, event or
+                input comes before.
+        """
+        self._steady[port] = steady_until_ns
+
+    def steady_until_ns(self, port: int, size_bytes: int) -> int:
+        """The virtual time until which loads of a port are in vain, as far as its device promises; else 0."""
+        steady = self._steady.get(port) if size_bytes == 1 else None
+        return steady() if steady is not None else 0
 
     def load(self, port: int, size_bytes: int) -> int:
         """IN: read 1, 2 or 4 bytes at `port`, unsigned."""

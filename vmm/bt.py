@@ -18,7 +18,7 @@ from machine.faults import GuestFault, SoftwareInterrupt, Vector
 from machine.flags import IF, RF
 from machine.instructions import Effect
 from machine.paging import walk
-from machine.state import EAX, MASK32, SHADOW_NONE, SHADOW_STI
+from machine.state import MASK32, SHADOW_NONE, SHADOW_STI
 from vmm.arrivals import ArrivingTranslator
 from vmm.native import narrowstrings, stateblock
 from vmm.native.alarm import ALARM
@@ -30,6 +30,7 @@ from vmm.native.fpupointers import recover
 from vmm.native.fragments import Fragment
 from vmm.native.fragmentstore import FragmentStore
 from vmm.native.modes import Mode
+from vmm.native.portaccess import PortAccesses
 from vmm.native.ramview import RamView
 from vmm.native.recovery import leave_fragment
 from vmm.native.registers import GuestRegisters
@@ -72,9 +73,9 @@ class BinaryTranslator(ArrivingTranslator):
         self._verify = verify
         self._least_budget_insns = MIN_BUDGET_INSNS
         self._is_judging = False  # the instruction at EIP is a callout for what it does, so that is looked at
-        self._port_accesses = 0
         self._counters: dict[str, int] = {}
         self._tally = Tally()
+        self._ports = PortAccesses(cpu)
 
     def enter(self) -> None:
         """Take over the CPU."""
@@ -130,7 +131,8 @@ class BinaryTranslator(ArrivingTranslator):
             "invalidations": self._store.invalidations,
             "code pages given up": self._store.given_up,
             "TC bytes used": TC_BYTES - self._tc.free_bytes if self._tc is not None else 0,
-            "port accesses": self._port_accesses,
+            "port accesses": self._ports.count,
+            "polling rounds passed over": self._ports.rounds,
             **self._counters,
             **self._windows.counters,
             **self._culprits.counters,
@@ -287,6 +289,7 @@ class BinaryTranslator(ArrivingTranslator):
         self._registers.hand_over()
         quads[stateblock.BUDGET] = limit_icount - clock.icount
         quads[stateblock.RESUME_BUDGET] = _NO_BUDGET
+        self._ports.forget()
         cpu.repeating = False  # a REP under way goes on natively, or is interpreted again
         while target is not None:
             quads[stateblock.TARGET] = tc.host + target
@@ -326,21 +329,13 @@ class BinaryTranslator(ArrivingTranslator):
         """IN or OUT: the offset at which to go on, or None if a device wants attention first."""
         tc, cpu = self._tc, self._cpu
         assert tc is not None
-        words, clock, lines = tc.state.words, cpu.clock, cpu.lines
-        access, port = words[stateblock.PORT_ACCESS], words[stateblock.PORT]
-        size_bytes = access & ~stateblock.PORT_STORE
-        mask = (1 << 8 * size_bytes) - 1
-        icount = limit_icount - tc.state.quads[stateblock.BUDGET]
-        clock.icount = icount - 1
-        eax = words[EAX]
-        if access & stateblock.PORT_STORE:
-            cpu.ports.store(port, size_bytes, eax & mask)
-        else:
-            words[EAX] = eax & ~mask | cpu.ports.load(port, size_bytes) & mask
-        self._port_accesses += 1
+        words, quads, clock, lines = tc.state.words, tc.state.quads, cpu.clock, cpu.lines
+        icount = limit_icount - quads[stateblock.BUDGET]
+        self._ports.perform(tc.state, icount)
         is_wanted = lines.attention and self._needs_boundary(words[stateblock.INTERRUPT_FLAG])
         is_plain = clock.deadline_icount >= limit_icount and not is_wanted
         if is_plain and self._spaces.current is space and not self._is_late():
+            quads[stateblock.BUDGET] -= self._ports.pass_over(tc.state, space, icount)
             return int(words[stateblock.PORT_RESUME])
         self._sync(limit_icount, words[stateblock.ROUTINE_NEXT])
         return None

@@ -156,6 +156,7 @@ class Board:
         register(i8042.DATA_PORT, i8042.DATA_PORT, self.i8042)
         register(i8042.STATUS_PORT, i8042.STATUS_PORT, self.i8042)
         register(system_control.PORT_B, system_control.PORT_B, self.port_b)
+        self.ports.promise(system_control.PORT_B, self.pit.steady_until_ns)
         register(system_control.PORT_A, system_control.PORT_A, self.port_a)
         register(system_control.RESET_PORT, system_control.RESET_PORT, self.reset_control)
         register(rtc.INDEX_PORT, rtc.DATA_PORT, self.rtc)

@@ -93,6 +93,12 @@ class Pit(Device):
         """The refresh toggle (port 61h bit 4)."""
         return bool(self._tick // _REFRESH_TICKS & 1)
 
+    def steady_until_ns(self) -> int:
+        """The time at which OUT of counter 2 or the refresh toggle may change, if nothing is written before."""
+        tick = self._tick
+        toggle, change = tick - tick % _REFRESH_TICKS + _REFRESH_TICKS, self.channel2.next_change(tick)
+        return ns_of(toggle if change is None else min(toggle, change))
+
     def load_port(self, port: int, size_bytes: int) -> int:  # noqa: ARG002
         """40h to 42h: a counter; 43h has nothing to read."""
         if port == _CONTROL_PORT:

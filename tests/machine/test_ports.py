@@ -92,3 +92,12 @@ def test_a_taken_port_is_refused_and_nothing_is_registered(log: list[tuple[str, 
     with pytest.raises(ValueError, match="port 0x12"):
         bus.register(0x10, 0x17, Ports("b", log))
     assert bus.load(0x10, 1) == 0xFF
+
+
+def test_bytes_of_a_port_are_steady_as_long_as_the_device_says(log: list[tuple[str, str, int, int, int]]) -> None:
+    bus = PortBus()
+    bus.register(0x10, 0x13, Ports("a", log), (1, 2))
+    bus.promise(0x11, lambda: 1234)
+    assert [bus.steady_until_ns(port, 1) for port in (0x10, 0x11, 0x12)] == [0, 1234, 0]
+    assert bus.steady_until_ns(0x11, 2) == 0
+    assert log == []

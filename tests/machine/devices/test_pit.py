@@ -134,3 +134,26 @@ def test_describe_shows_every_channel() -> None:
     assert timer.pit.describe().splitlines()[0] == (
         "pit0: mode=2 bcd=0 access=3 count=1193 gate=1 running=1 value=0 out=1"
     )
+
+
+@pytest.mark.parametrize("control", [0x30, 0x32, 0x34, 0x36, 0x38, 0x3A])
+@pytest.mark.parametrize("count", [2, 25, 40])
+def test_what_port_61h_sees_is_steady_until_then(control: int, count: int) -> None:
+    timer = Timer()
+    advance(timer.clock, 777)
+    timer.pit.set_gate2(True)
+    timer.program(2, control, count)
+
+    def seen() -> tuple[bool, bool]:
+        return timer.pit.output2, timer.pit.refresh
+
+    changes = 0
+    while timer.clock.now_ns < 150_000:
+        steady_ns, before = timer.pit.steady_until_ns(), seen()
+        assert steady_ns > timer.clock.now_ns
+        while timer.clock.now_ns < steady_ns - 1:
+            advance_to(timer.clock, min(timer.clock.now_ns + 97, steady_ns - 1))
+            assert seen() == before
+        advance_to(timer.clock, steady_ns)
+        changes += seen() != before
+    assert changes >= 9

@@ -1,0 +1,151 @@
+"""Port accesses of emitted code: performed at their icount; a loop that does nothing but poll a port is passed over.
+
+Where registers, flags and what was read are the same at two reads by the same instruction, and the instructions between
+them only compute, the rounds that follow are the same, too, as long as the device says that the port is steady. It must
+not know how the TC is left or entered.
+"""
+
+from __future__ import annotations
+
+from iced_x86 import Decoder, FlowControl, Instruction, OpKind
+
+from machine.cpu import Cpu
+from machine.instructions import lookup
+from machine.instructions.operands import CONDITION_NAMES
+from machine.memory import PAGE_SHIFT
+from machine.state import EAX, MASK32
+from vmm.blocks import OPTIONS
+from vmm.native import stateblock
+from vmm.native.sharing import Space
+from vmm.native.stateblock import StateBlock
+
+LONGEST_ROUND_INSNS = 16
+_REACH_BYTES = 64  # around the access; a round is not longer
+_MARGIN_INSNS = 64  # of the budget, which emitted code uses up itself
+_GPR_BYTES = 32
+_JUDGEMENTS = 256
+
+_COMPUTING = frozenset(
+    {
+        *("mov", "movzx", "movsx", "lea", "test", "cmp", "and", "or", "xor", "add", "sub", "inc", "dec", "not", "neg"),
+        *("shl", "shr", "sar", "bt", "nop", "pause", "jmp", *(f"j{name}" for name in CONDITION_NAMES)),
+    }
+)
+_FLOW = (FlowControl.NEXT, FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH)
+
+
+class PortAccesses:
+    """What IN and OUT of emitted code do.
+
+    Attributes:
+        count: how many there were.
+        rounds: how many rounds of loops were passed over.
+    """
+
+    def __init__(self, cpu: Cpu) -> None:
+        self._cpu = cpu
+        self._before: tuple[int, bytes, int] | None = None
+        self._before_icount = 0
+        self._judgements: dict[tuple[object, int, int, bytes], bool] = {}
+        self.count = 0
+        self.rounds = 0
+
+    def forget(self) -> None:
+        """Something else happened than port accesses: the next one is the first of its loop."""
+        self._before = None
+
+    def perform(self, block: StateBlock, icount: int) -> None:
+        """The access that the state block describes, by the instruction that retires as number `icount`."""
+        cpu, words = self._cpu, block.words
+        access, port = words[stateblock.PORT_ACCESS], words[stateblock.PORT]
+        size_bytes = access & ~stateblock.PORT_STORE
+        mask = (1 << 8 * size_bytes) - 1
+        cpu.clock.icount = icount - 1
+        self.count += 1
+        eax = words[EAX]
+        if access & stateblock.PORT_STORE:
+            self._before = None
+            cpu.ports.store(port, size_bytes, eax & mask)
+        else:
+            words[EAX] = eax & ~mask | cpu.ports.load(port, size_bytes) & mask
+
+    def pass_over(self, block: StateBlock, space: Space, icount: int) -> int:
+        """How many instructions retire in rounds that are like the last one, behind a read just performed.
+
+        What they would do has been done already; the budget is the caller's.
+        """
+        words, clock = block.words, self._cpu.clock
+        steady_ns = self._cpu.ports.steady_until_ns(words[stateblock.PORT], words[stateblock.PORT_ACCESS])
+        if not steady_ns:
+            self._before = None
+            return 0
+        eip = words[stateblock.ROUTINE_EIP]
+        now = eip, bytes(block.data[:_GPR_BYTES]), block.quads[stateblock.FLAGS]
+        before, round_insns = self._before, icount - self._before_icount
+        self._before, self._before_icount = now, icount
+        if now != before or not 1 <= round_insns <= LONGEST_ROUND_INSNS:
+            return 0
+        steady_insns = (steady_ns - clock.now_ns - 1) // clock.ns_per_insn
+        rounds = min(steady_insns, block.quads[stateblock.BUDGET] - _MARGIN_INSNS) // round_insns
+        if rounds <= 0 or not self._only_computes(space, eip, round_insns):
+            return 0
+        self.rounds += rounds
+        self._before_icount += rounds * round_insns
+        return rounds * round_insns
+
+    def _only_computes(self, space: Space, eip: int, round_insns: int) -> bool:
+        """Whether all ways of so many instructions from behind the access at `eip` back to it only compute."""
+        linear = space.mode.linear(eip)
+        ram_page = space.window.ram_page(linear >> PAGE_SHIFT)
+        if ram_page < 0:
+            return False
+        first = max(0, (linear & 0xFFF) - _REACH_BYTES)
+        end = min(4096, (linear & 0xFFF) + _REACH_BYTES)
+        base = ram_page << PAGE_SHIFT
+        data = bytes(self._cpu.memory.ram8[base + first : base + end])
+        key = space.mode, eip, round_insns, data
+        verdict = self._judgements.get(key)
+        if verdict is None:
+            if len(self._judgements) >= _JUDGEMENTS:
+                self._judgements.clear()
+            start = eip - (linear & 0xFFF) + first
+            verdict = self._judgements[key] = self._judge(data, start, eip, round_insns, narrow=space.mode.is_narrow)
+        return verdict
+
+    def _judge(self, data: bytes, start: int, eip: int, round_insns: int, *, narrow: bool) -> bool:
+        """See `_only_computes`; `data` are the bytes from the guest address `start` on."""
+        features = self._cpu.model.instructions
+        decoder = Decoder(16 if narrow else 32, data, OPTIONS)
+
+        def decode(at: int) -> Instruction | None:
+            if not 0 <= at - start < len(data):
+                return None
+            decoder.position, decoder.ip = at - start, at
+            instruction = decoder.decode()
+            return None if instruction.is_invalid else instruction
+
+        access = decode(eip)
+        ways = {access.next_ip32} if access is not None else set()
+        for _ in range(round_insns - 1):
+            following: set[int] = set()
+            for at in ways - {eip}:  # whoever comes back sooner is another round
+                instruction = decode(at)
+                if instruction is None or not _computes(instruction, features):
+                    return False
+                if instruction.flow_control != FlowControl.UNCONDITIONAL_BRANCH:
+                    following.add(instruction.next_ip32)
+                if instruction.flow_control != FlowControl.NEXT:
+                    following.add(instruction.near_branch_target & MASK32)
+            ways = following
+        return eip in ways
+
+
+def _computes(instruction: Instruction, features: frozenset[int]) -> bool:
+    """Whether it changes general registers and flags alone, and cannot fault."""
+    row = lookup(instruction.code, features)
+    if row is None or row.mnemonic not in _COMPUTING or instruction.flow_control not in _FLOW:
+        return False
+    if instruction.flow_control != FlowControl.NEXT:
+        return instruction.op0_kind in (OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32)
+    has_memory = any(instruction.op_kind(number) == OpKind.MEMORY for number in range(instruction.op_count))
+    return not has_memory or row.mnemonic == "lea"
