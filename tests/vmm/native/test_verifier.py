@@ -18,6 +18,7 @@ from iced_x86 import (
     FlowControl,
     Instruction,
     InstructionInfoFactory,
+    MemorySizeExt,
     Mnemonic,
     OpAccess,
     OpKind,
@@ -32,6 +33,7 @@ from tests.vmm.bare import flat
 from tests.vmm.native.test_translator import EIP, KERNEL, unit_of
 from vmm.bt import BinaryTranslator
 from vmm.native.cache import Exit, TranslationCache
+from vmm.native.modes import Mode
 from vmm.native.stateblock import OFFSETS, STATE_BYTES
 from vmm.native.strings import LIMIT_LOG2
 from vmm.native.translator import translate
@@ -56,11 +58,19 @@ SOURCES = (
     "jnz 0x9000",
     "sub esp, 16\nmov [esp+4], eax\nmovzx eax, byte ptr [edi]\nbswap edx\nsete cl\ncmovb eax, [ebx]",
 )
+SOFT_SOURCES = (
+    "add [eax+4*edx], ecx\nmov esp, [esp+8]\nmov fs:[ecx], dh",
+    "cmpxchg8b [esi]\nmov eax, [0x1234]\nimul edx, [ebp], 5",
+    "shld [eax], ecx, cl\nnot word ptr [eax]\nsetc byte ptr [edi]",
+)
 FLIPS_PER_UNIT = 250
+# R8 = a place in the view of RAM
+IN_RAM = f"mov r9d, r9d\nmov r8, [r15+{OFFSETS['ram_view']}]\nlea r8, [r8+r9]"
 
 _INFO = InstructionInfoFactory()
 _GUEST = frozenset((Register.RAX, Register.RCX, Register.RDX, Register.RBX, Register.RBP, Register.RSI, Register.RDI,
                     Register.R12, Register.R8, Register.R9))  # fmt: skip
+_READS = (OpAccess.READ, OpAccess.COND_READ, OpAccess.NONE)
 _LIES = frozenset({
     Mnemonic.CPUID, Mnemonic.RDTSC, Mnemonic.RDTSCP, Mnemonic.RDPMC, Mnemonic.RDRAND, Mnemonic.RDSEED, Mnemonic.XGETBV,
     Mnemonic.SGDT, Mnemonic.SIDT, Mnemonic.SLDT, Mnemonic.STR, Mnemonic.SMSW, Mnemonic.LAR, Mnemonic.LSL, Mnemonic.VERR,
@@ -75,12 +85,17 @@ _STRINGS = frozenset({
     Mnemonic.STOSW, Mnemonic.STOSD, Mnemonic.LODSB, Mnemonic.LODSW, Mnemonic.LODSD, Mnemonic.SCASB, Mnemonic.SCASW,
     Mnemonic.SCASD,
 })  # fmt: skip
+_VIEW_OFFSET = f"{OFFSETS['ram_view']:X}h"
+_LOAD_VIEW = f"mov r8,[r15+{'0' * _VIEW_OFFSET[0].isalpha()}{_VIEW_OFFSET}]"
 # What belongs to the engine, in so many words: whatever else touches its registers is an escape.
 _OURS = frozenset({
     "sarx r9,r10,r11", "movzx r9d,byte ptr [r11+r9-3Fh]", "mov r9d,[r14+r8*4]", "lea r9,[r13+r9]", "jmp r9", "call r9",
     "mov [rsp],r9", "ret", "lea rsi,[r8+rsi]", "lea rdi,[r8+rdi]", f"mov r8,[r15+{OFFSETS['window']:X}h]",
-    "pushfq", "pop r8",
+    "pushfq", "pop r8", _LOAD_VIEW, "lea r8,[r8+r9]",
 })  # fmt: skip
+# What a place in the view of RAM is made by, directly behind an instruction that writes all of R9D.
+_PLACE = [_LOAD_VIEW, "lea r8,[r8+r9]"]
+_FULL_WRITERS = frozenset({Mnemonic.MOV, Mnemonic.OR, Mnemonic.LEA, Mnemonic.MOVZX, Mnemonic.ADD, Mnemonic.XOR})
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +123,26 @@ def unit_with(tc: TranslationCache, host: str | bytes) -> Unit:
     return replace(unit, code=unit.code[:start] + code + bytes(tail), hosts=hosts)
 
 
+def soft_unit_of(tc: TranslationCache, source: str, *, user: bool = False) -> Unit:
+    """A unit in which each instruction that can has a soft form."""
+    code = assemble(source, origin=EIP).ljust(64, b"\xf4")
+    return translate(tc, Mode(user=user), EIP, code, soft=frozenset(range(EIP, EIP + 64)))
+
+
 def escapes(tc: TranslationCache, code: bytes) -> str | None:
     """Why code at the next free position could harm the host, by a judge with other eyes; None if it could not."""
     origin = tc.host + tc.position
     instructions = list(Decoder(64, code, ip=origin))
     starts = {instruction.ip for instruction in instructions}
     exits = {tc.host + offset for offset in (*tc.exits.values(), *tc.routines.values())}
+    latest: list[tuple[str, bool]] = []  # instructions, and whether each leaves R9 below 2**32
+    is_place = False  # R8 is one in the view of RAM
     for instruction in instructions:
         text = str(instruction)
+        is_low = instruction.op0_register == Register.R9D and instruction.mnemonic in _FULL_WRITERS
+        latest = [*latest[-2:], (text, is_low)]
         if text in _OURS:
+            is_place = len(latest) == 3 and latest[0][1] and [latest[1][0], latest[2][0]] == _PLACE
             continue
         if instruction.is_invalid or instruction.is_privileged or instruction.mnemonic in _LIES:
             return text
@@ -128,7 +154,7 @@ def escapes(tc: TranslationCache, code: bytes) -> str | None:
             continue
         info = _INFO.info(instruction)
         for used in info.used_registers():
-            if used.access in (OpAccess.READ, OpAccess.COND_READ, OpAccess.NONE):
+            if used.access in _READS:
                 continue
             full = RegisterExt.full_register(used.register)
             is_budget = full == Register.R10 and instruction.code == Code.LEA_R64_M
@@ -136,8 +162,12 @@ def escapes(tc: TranslationCache, code: bytes) -> str | None:
             if is_segment or (full not in _GUEST and not is_budget and RegisterExt.is_gpr(used.register)):
                 return text
         for memory in info.used_memory():
-            if not _is_allowed(memory, instruction):
+            if not (_is_allowed(memory, instruction) or (is_place and _is_in_ram(memory, instruction))):
                 return text
+        is_place = is_place and not any(
+            RegisterExt.full_register(used.register) == Register.R8 and used.access not in _READS
+            for used in info.used_registers()
+        )
     return None
 
 
@@ -150,12 +180,32 @@ def _is_allowed(memory: UsedMemory, instruction: Instruction) -> bool:
     return segment == Register.GS and memory.address_size == CodeSize.CODE32
 
 
+def _is_in_ram(memory: UsedMemory, instruction: Instruction) -> bool:
+    size_bytes = MemorySizeExt.size(instruction.memory_size)
+    return (memory.base, memory.index, memory.displacement) == (Register.R8, Register.NONE, 0) and (
+        memory.segment == Register.DS and memory.address_size == CodeSize.CODE64 and size_bytes <= 8
+    )
+
+
 class TestWhatIsEmitted:
     @pytest.mark.parametrize("source", SOURCES)
     def test_it_passes(self, tc: TranslationCache, verifier: Verifier, source: str) -> None:
         unit = unit_of(tc, source)
         verifier.check_unit(unit)
         assert escapes(tc, unit.code) is None
+
+    @pytest.mark.parametrize("source", SOFT_SOURCES)
+    @pytest.mark.parametrize("user", [False, True])
+    def test_soft_forms_pass(self, tc: TranslationCache, verifier: Verifier, source: str, user: bool) -> None:
+        unit = soft_unit_of(tc, source, user=user)
+        assert unit.code.count(b"\x4f\x8d\x04\x08") == 3  # lea r8, [r8+r9]
+        verifier.check_unit(unit)
+        assert escapes(tc, unit.code) is None
+
+    def test_every_row_passes_in_a_soft_form(self, tc: TranslationCache, verifier: Verifier) -> None:
+        for found in by_mnemonic(32).values():
+            for case in found[::3]:
+                verifier.check_unit(translate(tc, KERNEL, EIP, case.code.ljust(64, b"\x90"), soft=frozenset({EIP})))
 
     def test_every_row_of_the_table_passes(self, tc: TranslationCache, verifier: Verifier) -> None:
         for found in by_mnemonic(32).values():
@@ -216,7 +266,23 @@ class TestEscapes:
             "sgdt gs:[eax]", "sidt gs:[eax]", "smsw eax", "str eax", "sldt eax", "lar eax, ecx", "verr ax",
             "in al, dx", "out dx, al", "cli", "iretq", "lretq", "ud2", "xlatb", "insb", "outsb", "clflush gs:[eax]",
             "fxsave gs:[eax]", "xsave gs:[eax]", "maskmovdqu xmm0, xmm1", "vzeroupper", "movq xmm8, rax",
+            # The view of RAM without what has to come first, or for more than its first 4 GiB.
+            "mov eax, [r8]", "mov [r8], eax", f"mov r8, [r15+{OFFSETS['ram_view']}]\nmov eax, [r8]",
+            f"mov r8, [r15+{OFFSETS['ram_view']}]\nlea r8, [r8+r9]\nmov eax, [r8]",
+            f"mov r8, [r15+{OFFSETS['window']}]\nmov r9d, r9d\nlea r8, [r8+r9]\nmov eax, [r8]",
+            f"mov r9, [r15+{OFFSETS['ram_view']}]", f"mov rax, [r15+{OFFSETS['ram_view']}]",
+            f"{IN_RAM}\nmov eax, [r8+4]", f"{IN_RAM}\nmov eax, [r8+rcx]", f"{IN_RAM}\nmov eax, gs:[r8]",
+            f"{IN_RAM}\nmov eax, fs:[r8]", f"{IN_RAM}\nmov eax, [r8d]", f"{IN_RAM}\nmov rax, [r8]",
+            f"{IN_RAM}\nmul qword ptr [r8]", f"{IN_RAM}\nadd qword ptr [r8], 1", f"{IN_RAM}\ncmpxchg16b [r8]",
+            f"{IN_RAM}\npush qword ptr [r8]", f"{IN_RAM}\njmp [r8]", f"{IN_RAM}\ncall [r8]",
+            f"{IN_RAM}\nlock inc dword ptr [r8]", f"{IN_RAM}\nmovaps xmm0, [r8]", f"{IN_RAM}\nbts [r8], ecx",
+            f"{IN_RAM}\nlea r8, [r8+r9]\nmov eax, [r8]", f"{IN_RAM}\nmov r8d, eax\nmov eax, [r8]",
+            f"{IN_RAM}\nadd r8, r9\nmov eax, [r8]", f"{IN_RAM}\njecxz 1f\nmov r8d, ecx\n1: mov eax, [r8]",
+            f"jecxz 1f\n{IN_RAM}\n1: mov eax, [r8]", f"{IN_RAM}\nmov rsi, [r8]", f"{IN_RAM}\nmov [rsp], r8",
+            f"mov [r15+{OFFSETS['ram_view']}], r8", f"mov [r15+{OFFSETS['page_flags']}], r8d",
+            f"mov [r15+{OFFSETS['entry_uses']}], eax", f"mov r8, [r15+{OFFSETS['entry_uses']}]",
             # 64 bits where the guest has 32.
+            "mul qword ptr gs:[ecx]", "neg qword ptr gs:[ecx]", "add qword ptr gs:[ecx], 1",
             "mov rax, rcx", "lea rax, [rcx+rdx]", "mov rax, [r15]", "movsxd rax, ecx", "bswap rax", "cdqe",
             "add r8, r9", "mov rax, gs:[ecx]", "movabs rax, 0x1122334455667788",
             # Fields that say where code, tables or the host's stack are.
@@ -253,6 +319,8 @@ class TestEscapes:
             "mov eax, gs:[ecx]", f"mov [r15+{OFFSETS['eip']}], eax", "mov r12d, eax",
             f"mov r8, [r15+{window}]\nlea rdi, [r8+rdi]\nrep stosb\nmov edi, edi",
             "jecxz 1f\nmov eax, ecx\n1: nop",
+            *(f"{IN_RAM}\n{insn}" for insn in ("mov eax, [r8]", "add [r8], r12d", "mul byte ptr [r8]", "mov r9w, [r8]",
+                                               "cmpxchg8b [r8]", "mov word ptr [r8], 5", "bts dword ptr [r8], 5")),
         ):  # fmt: skip
             verifier.check_unit(unit_with(tc, host))
 
@@ -325,10 +393,10 @@ class TestEscapes:
 
 
 class TestMutations:
-    @pytest.mark.parametrize("source", SOURCES)
+    @pytest.mark.parametrize("source", [*SOURCES, *SOFT_SOURCES])
     def test_flipped_bits(self, tc: TranslationCache, verifier: Verifier, source: str) -> None:
         """What is accepted of code with a flipped bit is harmless, if not what the guest meant."""
-        unit = unit_of(tc, source)
+        unit = soft_unit_of(tc, source) if source in SOFT_SOURCES else unit_of(tc, source)
         chance = random.Random(source)
         bits = 8 * len(unit.code)
         accepted = 0
