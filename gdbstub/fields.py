@@ -13,6 +13,8 @@ ALL_THREADS = -1
 ANY_THREAD = 0
 
 # errno numbers, as other stubs use; gdb shows them and nothing more.
+# Of qXfer the manual says 0 for what is malformed, and for an annex that there is not.
+BAD_TRANSFER = 0
 EPERM, ENOENT, ESRCH, EIO, E2BIG, EFAULT, EBUSY, EINVAL = 1, 2, 3, 5, 7, 14, 16, 22
 
 _NUMBER = re.compile(rb"[0-9a-fA-F]{1,16}\Z")

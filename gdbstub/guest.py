@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from gdbstub import guest_memory, guest_registers, guest_stops
+from gdbstub import guest_memory, guest_registers, guest_stops, guest_tables
 from gdbstub.guest_breakpoints import REASONS, BreakpointTable
 from gdbstub.stint import STINT_LIMIT_S
 from gdbstub.target import (
@@ -40,7 +40,6 @@ TRIPLE_FAULT_STATUS = 3
 PACED_BUDGET_INSNS = 200
 _PAUSED = Resume(ResumeMode.CONTINUE)
 _REGION_SCAN_PAGES = 4096
-_STATISTICS_TABLE = "statistics"
 
 
 class GuestTarget:
@@ -471,10 +470,8 @@ class GuestTarget:
 
     def os_tables(self) -> Mapping[str, str]:
         """See `Target`."""
-        return {_STATISTICS_TABLE: "What the engine has counted since the start"}
+        return {name: table.description for name, table in guest_tables.TABLES.items()}
 
     def os_rows(self, table: str) -> Sequence[Mapping[str, str]]:
         """See `Target`."""
-        if table != _STATISTICS_TABLE:
-            raise TargetError(f"There is no table {table}.")
-        return [{"Name": name, "Value": str(value)} for name, value in self.machine.statistics().items()]
+        return guest_tables.rows(self, table)

@@ -6,7 +6,7 @@ It must not know how their facts come about; the target gives them.
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from gdbstub.fields import ENOENT, PacketError, parse_pair
+from gdbstub.fields import BAD_TRANSFER, ENOENT, PacketError, parse_pair
 from gdbstub.framing import escape
 from gdbstub.packets.command import Command
 from gdbstub.target import MemoryRegion
@@ -23,12 +23,15 @@ def transfer(session: "Session", arguments: bytes) -> bytes:
     """`qXfer:OBJECT:read:ANNEX:OFFSET,LENGTH`: `m` and a piece, or `l` and the last one."""
     fields = arguments.split(b":")
     if len(fields) != 5:
-        raise PacketError("qXfer needs an object, read, an annex, an offset and a length")
+        raise PacketError("qXfer needs an object, read, an annex, an offset and a length", BAD_TRANSFER)
     _, name, operation, annex, window = fields
     reader = _OBJECTS.get(name)
     if reader is None or operation != b"read":
         return b""
-    offset, length = parse_pair(window)
+    try:
+        offset, length = parse_pair(window)
+    except PacketError as error:
+        raise PacketError(error.text, BAD_TRANSFER) from error
     # All pieces are of the document as it was when its first one was read.
     if offset == 0 or (name, annex) not in session.documents:
         session.documents = {(name, annex): reader(session, annex.decode("latin-1"))}
@@ -39,7 +42,7 @@ def transfer(session: "Session", arguments: bytes) -> bytes:
 
 def _read_features(session: "Session", annex: str) -> bytes:
     if annex != "target.xml":
-        raise PacketError(f"there is no {annex}", ENOENT)
+        raise PacketError(f"there is no {annex}", BAD_TRANSFER)
     return session.layout.target_xml
 
 
@@ -84,7 +87,7 @@ def _read_os_data(session: "Session", annex: str) -> bytes:
     elif annex in tables:
         rows = [dict(row) for row in session.target.os_rows(annex)]
     else:
-        raise PacketError(f"there is no table {annex}", ENOENT)
+        raise PacketError(f"there is no table {annex}", BAD_TRANSFER)
     items = "".join(f"<item>{_columns_xml(row)}</item>\n" for row in rows)
     return f"{_XML}<osdata type={quote(annex or 'types')}>\n{items}</osdata>\n".encode()
 
@@ -95,7 +98,7 @@ def _columns_xml(row: dict[str, str]) -> str:
 
 def _expect_no_annex(annex: str) -> None:
     if annex:
-        raise PacketError(f"there is no {annex}", ENOENT)
+        raise PacketError(f"there is no {annex}", BAD_TRANSFER)
 
 
 _OBJECTS: dict[bytes, Callable[["Session", str], bytes]] = {

@@ -6,6 +6,7 @@ It must not know the CPU, the firmware, nor what an option is called on the comm
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from machine import e820
@@ -202,6 +203,11 @@ class Board:
     def describe(self, *names: str) -> str:
         """The state of the devices of these names, or of all, in lines for people; KeyError for an unknown name."""
         return "\n".join(self.devices[name].describe() for name in names or self.devices)
+
+    def timers(self) -> Iterator[tuple[str, int]]:
+        """What the devices have to do at a later time: device and timer, and when in virtual nanoseconds."""
+        for name, device in self.devices.items():
+            yield from ((f"{name}.{timer}", due_ns) for timer, due_ns in device.timers())
 
     def snapshot(self) -> dict[str, object]:
         """The state of every device by name; clock, lines, memory and disks are their owners' to save."""

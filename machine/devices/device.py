@@ -5,7 +5,7 @@ It must not know any particular device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from machine.clock import Clock, Event
@@ -32,6 +32,11 @@ class Timer:
     def armed(self) -> bool:
         """True while the callback is due at some time."""
         return self._event is not None and self._event.pending
+
+    @property
+    def due_ns(self) -> int | None:
+        """When that is; None if it is not armed."""
+        return self._event.at_ns if self._event is not None and self._event.pending else None
 
     def arm(self, at_ns: int) -> None:
         """Have the callback called at `at_ns`, and not when it was due before."""
@@ -76,6 +81,15 @@ class Device:
     def describe(self) -> str:
         """The state in lines for people, as a monitor command shows it; without the last newline."""
         return type(self).__name__
+
+    def timers(self) -> Iterator[tuple[str, int]]:
+        """The armed timers, also those of devices in this one: name, and when each is due in virtual nanoseconds."""
+        for name in self._saved:
+            value = getattr(self, name)
+            if isinstance(value, Timer) and value.due_ns is not None:
+                yield name, value.due_ns
+            elif isinstance(value, Device):
+                yield from ((f"{name}.{inner}", due_ns) for inner, due_ns in value.timers())
 
     def snapshot(self) -> dict[str, object]:
         """The whole state as plain values that share nothing with the device."""

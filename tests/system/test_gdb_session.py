@@ -196,4 +196,4 @@ def test_physical_memory_on_request() -> None:
 def test_gdb_variables_of_the_session(each_engine: str) -> None:
     run = session("info os", "info os statistics", "info proc", "show architecture")
     assert "statistics" in run.output
-    assert re.search(rf"^engine +{each_engine}", run.output, re.MULTILINE)
+    assert re.search(rf"^{each_engine} +engine", run.output, re.MULTILINE)
