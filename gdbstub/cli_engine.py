@@ -97,6 +97,12 @@ def make_factories(*, verify: bool, foreign_flags: str | None = None) -> dict[st
         need_native_core()
         return TrapEngine(machine.cpu, machine.debug, nested=nested, verify=verify)
 
+    def make_hybrid(machine: Machine) -> Engine:
+        from vmm.hybrid import HybridEngine
+
+        need_native_core()
+        return HybridEngine(machine.cpu, machine.debug, verify=verify)
+
     def make_kvm(machine: Machine) -> Engine:
         from vmm.trap.kvm_engine import KvmEngine
 
@@ -108,6 +114,7 @@ def make_factories(*, verify: bool, foreign_flags: str | None = None) -> dict[st
         "trap": make_trap,
         "trap nested": partial(make_trap, nested=True),
         "trap kvm": make_kvm,
+        "hybrid": make_hybrid,
         "interp": lambda machine: Interpreter(machine.cpu, machine.debug),
     }
 

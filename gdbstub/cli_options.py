@@ -21,11 +21,10 @@ DEFAULT_REPORT = "docs/paper"
 DEFAULT_DEBUG_EXIT = 0xF4
 DEFAULT_ENGINE = "bt"
 FALLBACK_ENGINE = "interp"
-ENGINE_NAMES = ("bt", "trap", "interp")
+ENGINE_NAMES = ("bt", "trap", "hybrid", "interp")
 HOST_FLAGS = "host"
 CPU_NAMES = ("p6-nofpu", "pentium4")
 DEFAULT_CPU = "pentium4"
-_PLANNED_ENGINES = ("hybrid",)
 _UNITS_BYTES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "": 1 << 20}
 
 
@@ -184,7 +183,7 @@ def add_guest_options(parser: argparse.ArgumentParser) -> None:
         "--rtc", metavar="YYYY-MM-DD[THH:MM:SS]", help="what the clock chip says at power-on (default: always the same)"
     )
     add("--replay", metavar="FILE", help="let the input come in again that --record wrote, at the same instructions")
-    add("--verify-tc", action="store_true", help="prove code that bt or trap emits harmless before it may run")
+    add("--verify-tc", action="store_true", help="prove code that bt, trap or hybrid emits harmless before it may run")
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
@@ -199,7 +198,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--debugcon", "-debugcon", type=parse_sink, default=Sink("none"), metavar="SINK",
         help="bytes written to port 0xe9 (default none)")  # fmt: skip
     add("--vmm", type=parse_engine, default=None, metavar="ENGINE",
-        help="what runs the guest: bt, binary translation; trap, a hardware-style VMM; interp, the slow reference "
+        help="what runs the guest: bt, binary translation; trap, a hardware-style VMM; hybrid, these two in turns; "
+        "interp, the slow reference "
         f"(default {DEFAULT_ENGINE}, or {FALLBACK_ENGINE} where the host cannot do {DEFAULT_ENGINE})")  # fmt: skip
     add("--trap-backend", choices=("emulated", "kvm"), help="whose CPU --vmm trap runs on: an emulated one with SVM "
         "(default), or with kvm this host's own")  # fmt: skip
@@ -275,8 +275,6 @@ def parse_port_or_none(text: str) -> int | None:
 
 def parse_engine(text: str) -> str:
     """The name of an engine that exists."""
-    if text in _PLANNED_ENGINES:
-        raise argparse.ArgumentTypeError(f"{text} is not built yet; there is: {', '.join(ENGINE_NAMES)}")
     if text not in ENGINE_NAMES:
         raise argparse.ArgumentTypeError(f"there is no engine {text!r}; there is: {', '.join(ENGINE_NAMES)}")
     return text

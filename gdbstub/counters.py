@@ -15,6 +15,7 @@ _ROWS_SHOWN = 12
 # Heading, and how the names begin that belong under it; the first that fits has it.
 _GROUPS: Sequence[tuple[str, tuple[str, ...]]] = (
     ("run", ("engine", "icount", "virtual", "resets", "undefined", "cpu", "FPU")),
+    ("choice", ("running", "switches", "priced", "estimated", "instructions in bt", "instructions in trap")),
     ("time", ("seconds",)),
     ("translation", ("translation", "guest bytes", "host bytes", "fragments", "TC", "invalidations", "retranslations")),
     ("control flow", ("chains", "dispatch")),

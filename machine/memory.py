@@ -21,6 +21,7 @@ HOLDS_TABLE = 1  # a page table that a cached translation depends on
 HOLDS_CODE = 2  # bytes that an engine has decoded or translated
 WATCHED = 4  # a physical watchpoint
 READ_ONLY = 8  # ROM: writes are dropped
+SECOND_HOLDS_CODE = 0x40  # as HOLDS_CODE, of an engine that stays beside another one
 
 HOLE_FIRST = 0xA_0000  # the PC hole: VGA, option ROMs, BIOS
 HOLE_LAST = 0xF_FFFF

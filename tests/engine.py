@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from random import Random
 
 import pytest
 
@@ -16,7 +17,9 @@ from machine.debug import DebugControl
 from machine.engine import Engine
 from machine.pc import EngineFactory, Machine
 from vmm.bt import BinaryTranslator
+from vmm.hybrid import BT, TRAP, HybridEngine
 from vmm.interp import Interpreter
+from vmm.phases import Chooser, Cost
 from vmm.trap.engine import TrapEngine
 
 
@@ -35,11 +38,34 @@ def trap_nested(cpu: Cpu, debug: DebugControl) -> TrapEngine:
     return TrapEngine(cpu, debug, nested=True, verify=True)
 
 
+class Restless(Chooser):
+    """Changes engines all the time, after one to some thousand instructions, the same way on every run."""
+
+    def __init__(self, icount: int, longest_insns: int = 4000, seed: int = 1) -> None:
+        super().__init__(BT, TRAP, icount)
+        self._chance = Random(seed)
+        self._longest_insns = longest_insns
+        self.judge(Cost())
+
+    def judge(self, cost: Cost) -> bool:
+        """Always the other one; as often a few instructions as many."""
+        self.phase.cost += cost
+        self.stretch_insns = int(self._longest_insns ** self._chance.random())
+        self._switch("it always does")
+        return True
+
+
+def restless(cpu: Cpu, debug: DebugControl) -> HybridEngine:
+    """`hybrid` that changes engines all the time, verified as `bt` is."""
+    return HybridEngine(cpu, debug, verify=True, chooser=Restless(cpu.clock.icount))
+
+
 MAKERS: Mapping[str, Callable[[Cpu, DebugControl], Engine]] = {
     "interp": Interpreter,
     "bt": verified,
     "trap": trap,
     "trap nested": trap_nested,
+    "hybrid": restless,
 }
 _WORDS = {"trap nested": ["--vmm", "trap", "--paging", "nested"]}
 REFERENCE = "interp"

@@ -1,19 +1,19 @@
-"""What Adams and Agesen measured, and the model: exits that we count, priced as known processors had them.
+"""What Adams and Agesen measured, by our benchmarks, and what of it is overhead; the model's prices are `vmm.prices`.
 
-Figures only, no code of engines; times and cycles are of the machines that `Source` names, never of this host.
+Figures only, no code of engines; times and cycles are of the machines that the paper names, never of this host.
 
-Sources: K. Adams, O. Agesen, "A Comparison of Software and Hardware Techniques for x86 Virtualization", ASPLOS 2006
-(tables of nanobenchmarks, of hardware costs, and the raw data); O. Agesen, J. Mattson, R. Rugina, J. Sheldon,
-"Software Techniques for Avoiding Hardware Virtualization Exits", USENIX ATC 2012 (round trips of the later parts).
+Source: K. Adams, O. Agesen, "A Comparison of Software and Hardware Techniques for x86 Virtualization", ASPLOS 2006
+(tables of nanobenchmarks and the raw data).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmm.prices import PARTS
+
 P4_HERTZ = 3.8e9
 FORKWAITS = 40_000
-READS_AN_EXIT = 10  # of the VMCB, in the paper's words about a typical one
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,43 +58,6 @@ CORE2: dict[str, Triple] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What world switches cost on a processor, in its cycles.
-
-    Attributes:
-        name: of the processor.
-        switches: entry and exit together.
-        read, write: of a field of the VMCB; 0 where the published figure of a round trip is all there is.
-        source: where it was published.
-    """
-
-    name: str
-    switches: float
-    read: float
-    write: float
-    source: str
-
-    def cycles(self, exits: float, reads: float, writes: float) -> float:
-        """The model: so many exits, with so many accesses of the VMCB in all.
-
-        It prices world switches and the VMCB, not what the VMM does in between, nor what the exits do to caches.
-        """
-        return exits * self.switches + reads * self.read + writes * self.write
-
-
-PARTS = (
-    Part("P4 672", 2409 + 1931, 178, 171, "ASPLOS 2006"),
-    Part("Core 2", 937 + 1186, 52, 44, "ASPLOS 2006"),
-    Part("Prescott", 3963, 0, 0, "ATC 2012"),
-    Part("Merom", 1579, 0, 0, "ATC 2012"),
-    Part("Penryn", 1266, 0, 0, "ATC 2012"),
-    Part("Nehalem", 1009, 0, 0, "ATC 2012"),
-    Part("Westmere", 761, 0, 0, "ATC 2012"),
-    Part("Sandy Bridge", 784, 0, 0, "ATC 2012"),
-)
-
-
 def paper_overhead_cycles(name: str) -> float | None:
     """What the hardware VMM added to an operation in the paper, in cycles of the P4 672; None: not measured there."""
     if name in NANO:
@@ -107,4 +70,4 @@ def paper_overhead_cycles(name: str) -> float | None:
 
 def exits_for(overhead_cycles: float) -> float:
     """How many typical exits of a P4 672 make that overhead."""
-    return overhead_cycles / PARTS[0].cycles(1, READS_AN_EXIT, 0)
+    return overhead_cycles / PARTS[0].exit_cycles

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tools.bench_paper import NANO_NAMES, NATIVE, PLACES, WORKLOAD_NAMES, Study
-from tools.bench_paper_data import CORE2, NANO, PARTS, WORKLOADS, Triple, exits_for, paper_overhead_cycles
+from tools.bench_paper_data import CORE2, NANO, WORKLOADS, Triple, exits_for, paper_overhead_cycles
 from tools.bench_paper_run import Metered
 from tools.chart import Series, log_bars, share_bars, short
+from vmm.prices import PARTS
 
 REPORT = "README.md"
 FINDINGS = "findings.md"  # written by people, and kept

@@ -68,6 +68,7 @@ class BlockCache:
             Withheld pages stay out, so that whoever looks there must ask `find`.
         withheld_linear, withheld_physical: page numbers with breakpoints.
         longest_insns: how many instructions a block has at most.
+        flag: what a page of RAM with decoded code has in `page_flags`.
         running: the block under execution, or the last one: cut short if a store changes the mapping under it.
     """
 
@@ -77,6 +78,7 @@ class BlockCache:
         self.withheld_linear: frozenset[int] = frozenset()
         self.withheld_physical: frozenset[int] = frozenset()
         self.longest_insns = MAX_BLOCK_INSTRUCTIONS
+        self.flag = HOLDS_CODE
         self.running: Block | None = None
         self.decoded_blocks = 0
         self.decoded_insns = 0
@@ -159,7 +161,7 @@ class BlockCache:
         if len(self._pages) >= MAX_PAGES:
             self.clear()
         page = self._pages[ram_page] = CodePage(ram_page)
-        self.cpu.memory.flag_page(ram_page, HOLDS_CODE)
+        self.cpu.memory.flag_page(ram_page, self.flag)
         return page
 
     def _loose_block(self, linear: int, physical: int, big: bool) -> Block:
@@ -212,7 +214,7 @@ class BlockCache:
         return row.build(self.cpu, instruction), effect
 
     def _written(self, at: int, length: int, _old: bytes, flags: int) -> None:
-        if not flags & HOLDS_CODE:
+        if not flags & self.flag:
             return
         for ram_page in range(at >> PAGE_SHIFT, (at + length - 1 >> PAGE_SHIFT) + 1):
             page = self._pages.get(ram_page)
@@ -261,7 +263,7 @@ class BlockCache:
                 for fetched in self.fetched:
                     fetched.pop(linear_page, None)
         del self._pages[page.ram_page]
-        self.cpu.memory.page_flags[page.ram_page] &= ~HOLDS_CODE
+        self.cpu.memory.page_flags[page.ram_page] &= ~self.flag
 
     def _remapped(self, by_store: bool) -> None:
         for fetched in self.fetched:

@@ -17,6 +17,7 @@ from machine.debug import DebugControl, Stop
 from machine.faults import GuestFault, SoftwareInterrupt, Vector
 from machine.flags import IF, RF
 from machine.instructions import Effect
+from machine.memory import SECOND_HOLDS_CODE
 from machine.paging import walk
 from machine.state import MASK32, SHADOW_NONE, SHADOW_STI
 from vmm.arrivals import ArrivingTranslator
@@ -28,7 +29,7 @@ from vmm.native.faultsites import FaultSites
 from vmm.native.fpulive import LiveFpu
 from vmm.native.fpupointers import recover
 from vmm.native.fragments import Fragment
-from vmm.native.fragmentstore import FragmentStore
+from vmm.native.fragmentstore import SECOND_HOLDS_FRAGMENTS, FragmentStore
 from vmm.native.modes import Mode
 from vmm.native.portaccess import PortAccesses
 from vmm.native.ramview import RamView
@@ -56,26 +57,35 @@ _PLAIN = (Effect.NEXT, Effect.BRANCH, Effect.REPEAT)  # leaves everything but ge
 
 
 class BinaryTranslator(ArrivingTranslator):
-    """The software VMM: see `machine.engine.Engine`."""
+    """The software VMM: see `machine.engine.Engine`.
+
+    Attributes:
+        tally, ports: what they have counted.
+        soft_memory: what the software path to memory looks at.
+    """
 
     name = "bt"
     delivers_faults = True  # in emitted code, where nobody wants to know of them
 
-    def __init__(self, cpu: Cpu, debug: DebugControl, *, verify: bool = False) -> None:
+    def __init__(
+        self, cpu: Cpu, debug: DebugControl, *, verify: bool = False, beside: BinaryTranslator | None = None
+    ) -> None:
         """Prepare.
 
         Args:
             cpu: what it runs.
             debug: what a debugger wants.
             verify: whether emitted code is proven harmless before it may run.
+            beside: an engine that is entered before this one and left after it; they run the CPU in turns, and share
+                the windows.
         """
         super().__init__(cpu, debug)
         self._verify = verify
         self._least_budget_insns = MIN_BUDGET_INSNS
+        self._beside = beside
         self._is_judging = False  # the instruction at EIP is a callout for what it does, so that is looked at
-        self._counters: dict[str, int] = {}
-        self._tally = Tally()
-        self._ports = PortAccesses(cpu)
+        self.tally = Tally()
+        self.ports = PortAccesses(cpu)
 
     def enter(self) -> None:
         """Take over the CPU."""
@@ -85,25 +95,28 @@ class BinaryTranslator(ArrivingTranslator):
             from vmm.native.verifier import Verifier
 
             verifier = Verifier(self._tc)
-        self._spaces = Spaces(self._cpu, self._tc.state)
+        beside = self._beside
+        self._spaces = Spaces(self._cpu, self._tc.state, beside.windows if beside else None)
         self._windows = self._spaces.windows
         self._ram_view = RamView(self._cpu.memory, self._tc.state)
         self._sites = FaultSites(self._tc.state)
         self._fpu = LiveFpu(self._cpu, self._tc.state)
         self._store = FragmentStore(
-            self._cpu, self._tc, self._spaces, self._fpu, self._culprits, self._tally, self._stops, verifier
+            self._cpu, self._tc, self._spaces, self._fpu, self._culprits, self.tally, self._stops, verifier
         )
-        leaves = (*self._cpu.model.leaf(0), *self._cpu.model.leaf(1))
-        for number, value in enumerate(leaves):
-            self._tc.state.words[stateblock.CPUID + number] = value
+        if beside is not None:
+            self._store.flag, self._cache.flag = SECOND_HOLDS_FRAGMENTS, SECOND_HOLDS_CODE
+        self._tc.state.set_cpuid(*self._cpu.model.leaf(0), *self._cpu.model.leaf(1))
+        self._registers = GuestRegisters(self._cpu, self._tc.state)
         super().enter()
         self._cache.longest_insns = 1  # callouts come one at a time
-        self._soft = SoftMemory(self._cpu, self._tc.state, self._windows)
+        self.soft_memory: SoftMemory = SoftMemory(
+            self._cpu, self._tc.state, self._windows, beside.soft_memory if beside else None
+        )
         if self._culprits.volatile is not None:
             self._windows.keep_out(self._culprits.volatile)
         self._spaces.attach()
-        self._soft.attach()
-        self._registers = GuestRegisters(self._cpu, self._tc.state)
+        self.soft_memory.attach()
         self._cpu.memory.write_observers.append(self._store.code_written)
         self._store.on_give_up.append(self._cache.forget_page)
 
@@ -111,7 +124,7 @@ class BinaryTranslator(ArrivingTranslator):
         """Hand the CPU over."""
         self._cpu.memory.write_observers.remove(self._store.code_written)
         self.flush_translations()
-        self._soft.close()
+        self.soft_memory.close()
         self._spaces.detach()
         self._ram_view.close()
         self._sites.take_deliveries(self._exceptions)
@@ -126,17 +139,16 @@ class BinaryTranslator(ArrivingTranslator):
         return {
             **super().statistics(),
             "true faults": self._exceptions.get(Vector.PF, 0),
-            **self._tally.report(),
+            **self.tally.report(),
             "fragments": len(self._store.index.by_address),
             "invalidations": self._store.invalidations,
             "code pages given up": self._store.given_up,
             "TC bytes used": TC_BYTES - self._tc.free_bytes if self._tc is not None else 0,
-            "port accesses": self._ports.count,
-            "polling rounds passed over": self._ports.rounds,
-            **self._counters,
+            "port accesses": self.ports.count,
+            "polling rounds passed over": self.ports.rounds,
             **self._windows.counters,
             **self._culprits.counters,
-            **self._soft.counters,
+            **self.soft_memory.counters,
             **self._sites.counters,
         }
 
@@ -145,10 +157,7 @@ class BinaryTranslator(ArrivingTranslator):
         from vmm.native.inspection import Translations
 
         assert self._tc is not None
-        return Translations(self._tc, self._store.index, self._tally, self._store.landings, self._spaces.entry_counts())
-
-    def _count(self, name: str) -> None:
-        self._counters[name] = self._counters.get(name, 0) + 1
+        return Translations(self._tc, self._store.index, self.tally, self._store.landings, self._spaces.entry_counts())
 
     # Running.
 
@@ -160,7 +169,7 @@ class BinaryTranslator(ArrivingTranslator):
         try:
             if longest_s < inf:
                 ALARM.start(longest_s, longest_s / 4)
-            with Stopwatch(self._tally):
+            with Stopwatch(self.tally):
                 return super().run(until_icount, skip_breakpoint=skip_breakpoint, deliver_caught=deliver_caught)
         finally:
             if longest_s < inf:
@@ -190,6 +199,7 @@ class BinaryTranslator(ArrivingTranslator):
                 if not self._run_emitted_code(limit_icount, mode):
                     return None
             except GuestFault as fault:
+                self.tally.faults_delivered += 1
                 return self._deliver_fault(fault, cpu.state.eip)
             if cpu.state.shadow or cpu.state.eflags & RF or clock.icount >= self._goal_icount:
                 return None
@@ -226,7 +236,7 @@ class BinaryTranslator(ArrivingTranslator):
     def _interpret_adapted(self, limit_icount: int) -> Stop | None:
         """Interpret an instruction that has been adapted; if it touches nothing that is watched, it may revert."""
         memory, eip = self._cpu.memory, self._cpu.state.eip
-        before, has_moved = memory.other_accesses, self._soft.take_moved()
+        before, has_moved = memory.other_accesses, self.soft_memory.take_moved()
         stop = self._interpret(limit_icount)
         for fragment in self._culprits.executed(eip, touched=has_moved or memory.other_accesses != before):
             self._store.drop_fragment(fragment)
@@ -274,11 +284,9 @@ class BinaryTranslator(ArrivingTranslator):
         space = self._spaces.current
         if space is None or self._registers.stale:
             space = self._spaces.select(mode)
-            tsc = cpu.tsc + (limit_icount - clock.icount) * clock.ns_per_insn
-            quads[stateblock.TSC_AT_NO_BUDGET] = stateblock.signed(tsc)
-            quads[stateblock.NS_PER_INSN] = clock.ns_per_insn
+            block.set_time(cpu.tsc, limit_icount - clock.icount, clock.ns_per_insn)
             words[stateblock.PENDING] = self._pending()
-            self._soft.publish(allowed=not self._guarding)
+            self.soft_memory.publish(allowed=not self._guarding)
             tc.deliver_faults(self.delivers_faults and not self._debug.caught_vectors)
         if self._arriving is not None:
             target: int | None = self._prepare_arrival(self._arriving)
@@ -289,7 +297,7 @@ class BinaryTranslator(ArrivingTranslator):
         self._registers.hand_over()
         quads[stateblock.BUDGET] = limit_icount - clock.icount
         quads[stateblock.RESUME_BUDGET] = _NO_BUDGET
-        self._ports.forget()
+        self.ports.forget()
         cpu.repeating = False  # a REP under way goes on natively, or is interpreted again
         while target is not None:
             quads[stateblock.TARGET] = tc.host + target
@@ -298,7 +306,7 @@ class BinaryTranslator(ArrivingTranslator):
                 self._fpu.prepare()
             before = time.perf_counter()
             tc.enter()
-            self._tally.seconds_in_tc += time.perf_counter() - before
+            self.tally.seconds_in_tc += time.perf_counter() - before
             space = self._spaces.adopt()
             reason = words[stateblock.REASON]
             if self._arriving is not None:
@@ -331,11 +339,11 @@ class BinaryTranslator(ArrivingTranslator):
         assert tc is not None
         words, quads, clock, lines = tc.state.words, tc.state.quads, cpu.clock, cpu.lines
         icount = limit_icount - quads[stateblock.BUDGET]
-        self._ports.perform(tc.state, icount)
+        self.ports.perform(tc.state, icount)
         is_wanted = lines.attention and self._needs_boundary(words[stateblock.INTERRUPT_FLAG])
         is_plain = clock.deadline_icount >= limit_icount and not is_wanted
         if is_plain and self._spaces.current is space and not self._is_late():
-            quads[stateblock.BUDGET] -= self._ports.pass_over(tc.state, space, icount)
+            quads[stateblock.BUDGET] -= self.ports.pass_over(tc.state, space, icount)
             return int(words[stateblock.PORT_RESUME])
         self._sync(limit_icount, words[stateblock.ROUTINE_NEXT])
         return None
@@ -350,7 +358,7 @@ class BinaryTranslator(ArrivingTranslator):
             self._sync(limit_icount, eip)
             return None
         flushes = self._store.flushes
-        self._tally.misses += not is_link
+        self.tally.misses += not is_link
         try:
             target = self._store.find(space, eip)
         except GuestFault:
@@ -409,7 +417,7 @@ class BinaryTranslator(ArrivingTranslator):
         can_fill = is_access and not tc.is_budget_guard(host) and not self._is_late()
         can_be_soft = False
         if can_fill:
-            if self._windows.fill(linear, write=write, insists=not self._soft.is_usable):
+            if self._windows.fill(linear, write=write, insists=not self.soft_memory.is_usable):
                 return fragment.start + unit.hosts[index]
             if self._windows.refusal in _SOFT_HABITS:
                 can_be_soft = self._store.can_be_soft(fragment, index)
@@ -431,7 +439,7 @@ class BinaryTranslator(ArrivingTranslator):
         is_habit = is_access and not tc.is_budget_guard(host) and self._windows.refusal in _HABITS
         if is_habit and self._culprits.fault(fragment, self._cpu.state.eip, soft=can_be_soft):
             self._store.drop_fragment(fragment)
-        self._count("budget exits" if tc.is_budget_guard(host) else "faults interpreted")
+        self.tally.fault(is_budget=tc.is_budget_guard(host))
         return None
 
     def _leave_fragment(self, fragment: Fragment, index: int, limit_icount: int) -> None:
@@ -445,7 +453,7 @@ class BinaryTranslator(ArrivingTranslator):
         """The window refused an instruction of a fragment a page, as the guest's tables do."""
         eip, culprits = self._cpu.state.eip, self._culprits
         is_enough = self._sites.fault(fragment, at, index, culprits.signals(fragment, eip))
-        if is_enough and self._soft.is_usable and self._store.can_be_soft(fragment, index):
+        if is_enough and self.soft_memory.is_usable and self._store.can_be_soft(fragment, index):
             culprits.soften(fragment, eip)
             self._store.drop_fragment(fragment)
 
@@ -457,8 +465,8 @@ class BinaryTranslator(ArrivingTranslator):
         assert fragment is not None, "a soft form outside every fragment"
         index = fragment.index_at(at)
         self._leave_fragment(fragment, index, limit_icount)
-        self._tally.call_out(self._cpu, self._cpu.state.eip)
-        self._is_judging = self._soft.look()
+        self.tally.call_out(self._cpu, self._cpu.state.eip)
+        self._is_judging = self.soft_memory.look()
         if not self._is_judging and index in fragment.unit.faulting_in_order:
             self._sites.fault(fragment, at, index)
 
@@ -475,7 +483,7 @@ class BinaryTranslator(ArrivingTranslator):
         if can_fill and self._windows.fill(host & MASK32, write=write, window=window):
             return self._store.find(space, eip)
         self._sync(limit_icount, eip)
-        self._count("faults interpreted")
+        self.tally.fault(is_budget=False)
         return None
 
     def flush_translations(self) -> None:

@@ -23,14 +23,11 @@ from machine.interrupts import TripleFault, deliver_event, raise_exception, soft
 from machine.memory import PAGE_SHIFT
 from machine.state import CS, DR6_BS, MASK32, SEG_DB, SHADOW_MOV_SS, SHADOW_NONE
 from vmm.blocks import Block, BlockCache
+from vmm.debugregisters import DR7_ENABLED, data_hits, instruction_hits, watch_data, watch_pages
 
 # How many events (deliveries, waits in HLT, chunks of a REP) one `run` handles before it returns though its icount is
 # not reached: a guest may go on for ever without retiring an instruction, and must not keep the debugger out.
 PATIENCE_EVENTS = 256
-
-DR7_ENABLED = 0xFF
-# R/W fields of DR7; 0 is an instruction, 2 needs CR4.DE and an I/O port.
-_DR7_WRITE, _DR7_ACCESS = 1, 3
 
 _BUDGET = Stop(StopKind.BUDGET)
 _STEP = Stop(StopKind.STEP)
@@ -71,14 +68,22 @@ class Interpreter:
     def enter(self) -> None:
         """Take over the CPU."""
         self._cache.attach()
-        self._debug.on_change.append(self._debug_changed)
-        self._debug_changed()
+        self.resume()
 
     def leave(self) -> None:
         """Hand the CPU over."""
+        self.pause()
+        self._cache.detach()
+
+    def resume(self) -> None:
+        """Run the CPU again, by what was derived before `pause`."""
+        self._debug.on_change.append(self._debug_changed)
+        self._debug_changed()
+
+    def pause(self) -> None:
+        """Another engine runs the CPU for a while: what is derived is kept, and kept right."""
         self._debug.on_change.remove(self._debug_changed)
         self._cpu.mmu.set_watch(frozenset(), None)
-        self._cache.detach()
 
     def statistics(self) -> Mapping[str, int | float | str]:
         """Counters since the start."""
@@ -345,7 +350,7 @@ class Interpreter:
         if state.dr[7] & DR7_ENABLED:
             if self._watched_registers != (state.dr[7], *state.dr[:4]):
                 self._watch()
-            hits = 0 if flags & RF else self._instruction_breakpoints(linear)
+            hits = 0 if flags & RF else instruction_hits(state.dr, linear)
             if hits:
                 return self._deliver_fault(DebugFault(hits), eip)
         if eip > cs.limit:
@@ -427,16 +432,13 @@ class Interpreter:
         linear: dict[int, bool] = {}
         physical: dict[int, bool] = {}
         for watchpoint in watchpoints:
-            _watch_pages(
+            watch_pages(
                 physical if watchpoint.physical else linear,
                 watchpoint.address,
                 watchpoint.length,
                 reads=watchpoint.on_read,
             )
-        for number in range(4):
-            kind = state.dr[7] >> (16 + 4 * number) & 3
-            if state.dr[7] >> (2 * number) & 3 and kind & _DR7_WRITE:
-                _watch_pages(linear, state.dr[number], 8, reads=kind == _DR7_ACCESS)
+        watch_data(linear, state.dr)
         self._watched_linear, self._watched_physical = linear, physical
         observer = self._accessed if linear or physical else None
         self._cpu.mmu.set_watch(frozenset(linear), observer, everything=bool(physical))
@@ -462,39 +464,20 @@ class Interpreter:
                 return number
         return len(block.operations)
 
-    def _instruction_breakpoints(self, linear: int) -> int:
-        state = self._cpu.state
-        hits = 0
-        for number in range(4):
-            enabled = state.dr[7] >> (2 * number) & 3
-            if enabled and not state.dr[7] >> (16 + 4 * number) & 0xF and state.dr[number] == linear:
-                hits |= 1 << number
-        return hits
-
     def _accessed(self, linear: int, physical: int, size_bytes: int, write: bool) -> None:
         """A data access to a watched page."""
-        state = self._cpu.state
-        for number in range(4):
-            kind = state.dr[7] >> (16 + 4 * number) & 3
-            if state.dr[7] >> (2 * number) & 3 and (kind == _DR7_ACCESS or (kind == _DR7_WRITE and write)):
-                length = (1, 2, 8, 4)[state.dr[7] >> (18 + 4 * number) & 3]
-                first = state.dr[number] & ~(length - 1)
-                if linear < first + length and first < linear + size_bytes:
-                    self._debug_hits |= 1 << number
-                    self._cpu.last_iteration = True
+        hits = data_hits(self._cpu.state.dr, linear, size_bytes, write=write)
+        if hits:
+            self._debug_hits |= hits
+            self._cpu.last_iteration = True
         if self._touched is not None:
             return
         for watchpoint in self._debug.watchpoints:
             address = physical if watchpoint.physical else linear
             touches = address < watchpoint.address + watchpoint.length and watchpoint.address < address + size_bytes
             wanted = watchpoint.on_write if write else watchpoint.on_read
-            if touches and wanted and (watchpoint.cr3 is None or watchpoint.cr3 == state.cr3):
+            if touches and wanted and (watchpoint.cr3 is None or watchpoint.cr3 == self._cpu.state.cr3):
                 where = max(address, watchpoint.address)
                 self._cpu.last_iteration = True
                 self._touched = Stop(StopKind.WATCHPOINT, linear=where, watchpoint=watchpoint, was_write=write)
                 return
-
-
-def _watch_pages(pages: dict[int, bool], address: int, length: int, *, reads: bool) -> None:
-    for page in range(address >> PAGE_SHIFT, (address + length - 1 >> PAGE_SHIFT) + 1):
-        pages[page] = pages.get(page, False) or reads

@@ -9,7 +9,8 @@ from machine.cpu import Cpu
 from machine.debug import DebugControl
 from machine.memory import PAGE_SHIFT
 from machine.state import MASK32
-from vmm.interp import DR7_ENABLED, Interpreter
+from vmm.debugregisters import DR7_ENABLED, instruction_addresses
+from vmm.interp import Interpreter
 from vmm.native.adaptation import Culprits
 from vmm.native.fragmentstore import FragmentStore
 from vmm.native.modes import Mode
@@ -30,6 +31,11 @@ class WatchedTranslator(Interpreter):
         self._guarding = False  # what is interpreted has to be checked for breakpoints and watched accesses
         self._register_stops: frozenset[int] = frozenset()  # the instruction breakpoints of DR7
         self._culprits = Culprits()
+
+    @property
+    def windows(self) -> Windows:
+        """The windows that the guest runs in."""
+        return self._windows
 
     def _stops(self, mode: Mode, eip: int, ram_page: int) -> frozenset[int]:
         """The guest addresses in the page of `eip` that have a breakpoint, by linear or by physical address."""
@@ -55,13 +61,8 @@ class WatchedTranslator(Interpreter):
     def _watch(self) -> None:
         """Protect what is watched in the windows: an access is a fault. Fragments stop where DR7 has breakpoints."""
         super()._watch()
-        registers = self._cpu.state.dr
         before = self._register_stops
-        self._register_stops = frozenset(
-            registers[number]
-            for number in range(4)
-            if registers[7] >> (2 * number) & 3 and not registers[7] >> (16 + 4 * number) & 0xF
-        )
+        self._register_stops = instruction_addresses(self._cpu.state.dr)
         self._store.retranslate(before ^ self._register_stops, frozenset())
         self._windows.withhold(self._watched_linear, self._watched_physical)
         self._watching = False

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from gdbstub.monitor import devices, lockstep, machine, memory, paging, segments, stops, tc, trap
+from gdbstub.monitor import devices, hybrid, lockstep, machine, memory, paging, segments, stops, tc, trap
 from gdbstub.monitor.command import Command
 from gdbstub.target import TargetError
 
@@ -37,7 +37,7 @@ def show_help(_guest: GuestTarget, words: list[str]) -> Iterator[str]:
 _HELP_COLUMNS = 100
 _SUMMARY_COLUMN = 32
 HELP = Command("help", "[COMMAND]", "this list, or more about one command", show_help)
-_GROUPS = (machine, segments, paging, memory, devices, stops, tc, trap, lockstep)
+_GROUPS = (machine, segments, paging, memory, devices, stops, tc, trap, hybrid, lockstep)
 COMMANDS: tuple[Command, ...] = (HELP, *(command for group in _GROUPS for command in group.COMMANDS))
 _INFO = "info"
 

@@ -140,7 +140,8 @@ COMMANDS = (
         bare=True,
         details="bt translates guest code to host code and is fastest. trap runs the guest under a VMCB until it\n"
         "exits, on an emulated CPU with SVM, with shadow or (trap nested) nested paging; trap kvm on this host's own,\n"
-        "and then no run is like another. interp is the slow reference. The guest goes on where it is under each.",
+        "and then no run is like another. hybrid has bt and trap take turns: see `hybrid`. interp is the slow\n"
+        "reference. The guest goes on where it is under each.",
     ),
     Command(
         "reset",

@@ -12,7 +12,7 @@ from iced_x86 import Instruction, Mnemonic
 from machine.cpu import Cpu
 from machine.flags import DF, PF, STATUS_MASK, ZF
 from machine.instructions.operands import MASKS, address_mask, string_destination, string_source
-from machine.memory import HOLDS_CODE, PAGE_BYTES, PAGE_SHIFT
+from machine.memory import HOLDS_CODE, PAGE_BYTES, PAGE_SHIFT, SECOND_HOLDS_CODE
 from machine.state import CS, EAX, EDI, ESI, MASK32, Segment
 
 # Do up to so many iterations at once; return how many were done, 0 if only the slow way is right.
@@ -110,7 +110,7 @@ class StringContext:
         page = at >> PAGE_SHIFT
         first, end = (at - (count - 1) * size, at + size) if down else (at, at + count * size)
         effects = [(cell, cell + 4) for cell in mmu.live_cells(first, end)]
-        if memory.page_flags[page] & HOLDS_CODE:
+        if memory.page_flags[page] & (HOLDS_CODE | SECOND_HOLDS_CODE):
             effects += self._own_bytes(page)
         for effect, after in effects:
             if first < after and effect < end:

@@ -69,7 +69,8 @@ def test_the_backends_of_trap() -> None:
     assert chosen("--vmm", "trap", "--trap-backend", "emulated", "--paging", "shadow")[0] == "trap"
     assert chosen("--vmm", "trap", "--paging", "nested")[0] == "trap nested"
     assert chosen("--vmm", "trap", "--trap-backend", "kvm")[0] == "trap kvm"
-    for words in (["--paging", "nested"], ["--vmm", "bt", "--trap-backend", "emulated"]):
+    assert chosen("--vmm", "hybrid") == ("hybrid", "bt", [])
+    for words in (["--paging", "nested"], ["--vmm", "hybrid", "--paging", "nested"], ["--trap-backend", "emulated"]):
         with pytest.raises(UsageError, match="is for --vmm trap"):
             chosen(*words)
     with pytest.raises(UsageError, match="KVM has its own way"):
@@ -81,7 +82,7 @@ def test_other_flags_than_the_hosts_need_interp() -> None:
     assert chosen("--undefined-flags", "intel-p6") == ("interp", "interp", [line])
     assert chosen("--undefined-flags", "intel-p6", "--vmm", "interp")[::2] == ("interp", [])
     assert chosen("--undefined-flags", "amd-zen5") == ("bt", "bt", [])
-    for engine in (["bt"], ["trap"], ["trap", "--trap-backend", "kvm"]):
+    for engine in (["bt"], ["trap"], ["hybrid"], ["trap", "--trap-backend", "kvm"]):
         with pytest.raises(UsageError, match="only the engine interp has others"):
             chosen("--undefined-flags", "intel-p6", "--vmm", *engine)
 
@@ -100,8 +101,8 @@ def test_the_monitor_says_which_is_the_default_and_refuses_the_others_flags() ->
     try:
         target = GuestTarget(machine)
         target.default_engine = choice.default
-        assert say(target, "vmm") == "  bt\n  trap\n  trap nested\n  trap kvm\n* interp (the default)\n"
-        for name in ("bt", "trap", "trap nested", "trap kvm"):
+        assert say(target, "vmm") == "  bt\n  trap\n  trap nested\n  trap kvm\n  hybrid\n* interp (the default)\n"
+        for name in ("bt", "trap", "trap nested", "trap kvm", "hybrid"):
             with pytest.raises(TargetError, match="--undefined-flags intel-p6 are not those of this host's CPU"):
                 say(target, f"vmm {name}")
         assert machine.engine.name == "interp"

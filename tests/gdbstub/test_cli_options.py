@@ -58,7 +58,7 @@ def test_words_and_values(words: list[str], name: str, value: object) -> None:
         ["-m", "64X"], ["-m", ""], ["-m", "-1M"], ["-m", "1.5G"], ["--gdb", "zork"], ["--gdb", "h:65536"],
         ["--gdb", ""], ["--serial", ""], ["--serial", "tcp:x"], ["--serial", "file:"], ["--debug-exit", "0x10000"],
         ["--debug-exit", "x"],
-        ["--vmm", "hybrid"], ["--vmm", "zork"], ["--max-insns", "0"], ["--max-insns", "-5"], ["--max-insns", "K"],
+        ["--vmm", "zork"], ["--max-insns", "0"], ["--max-insns", "-5"], ["--max-insns", "K"],
         ["--trap-backend", "zork"], ["--paging", "zork"], ["--frobnicate"], ["--ker", "x"], ["a", "b"],
     ],
     ids=" ".join,
@@ -71,12 +71,6 @@ def test_wrong_words_are_refused_in_one_line(words: list[str], capsys: pytest.Ca
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("trapgate")
     assert captured.out == ""
-
-
-def test_an_engine_of_later_is_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse("--vmm", "hybrid")
-    assert "hybrid is not built yet; there is: bt, trap, interp" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tests.guests.behaviours import FORK_NAMES, NANO_NAMES
 from tools import bench, bench_paper, bench_paper_data
 from tools.bench import BenchmarkError, Notice, ReportOptions, Result
 from tools.bench_paper import Study
-from tools.bench_paper_data import NANO, PARTS, WORKLOADS, Part
+from tools.bench_paper_data import NANO, WORKLOADS
 from tools.bench_paper_report import grouped, markdown, table, write_report
 from tools.bench_paper_run import Clocks, Meter, Metered, Statistics, compare, run, why_not
 
@@ -31,15 +31,6 @@ class TestData:
         bt_wins = {name for name, row in (NANO | WORKLOADS).items() if row.bt_over_vt < 1}
         assert bt_wins == {"in", "mov_cr3", "page_fault", "forkwait", "compute", "mix"}
         assert WORKLOADS["forkwait"].bt_over_vt == pytest.approx(36.95 / 106.4)
-
-    def test_an_exit_is_priced_by_switches_and_accesses(self) -> None:
-        part = Part("p", 1000, 10, 3, "")
-        assert part.cycles(2, 5, 4) == 2000 + 50 + 12
-        assert part.cycles(0, 0, 0) == 0
-        p4, core2, *later = PARTS
-        assert p4.cycles(1, 10, 0) == 2409 + 1931 + 1780
-        assert core2.cycles(1, 10, 0) == 937 + 1186 + 520
-        assert all(part.cycles(3, 7, 7) == 3 * part.switches for part in later)
 
     def test_the_papers_overhead_in_exits(self) -> None:
         overhead = bench_paper_data.paper_overhead_cycles("forkwait")

@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 from machine.cpu import Cpu
-from machine.memory import HOLDS_CODE, PAGE_SHIFT
+from machine.memory import HOLDS_CODE, PAGE_SHIFT, SECOND_HOLDS_CODE
 from machine.state import MASK32
 from vmm.blocks import MAX_INSTRUCTION_BYTES
 from vmm.native.adaptation import CODE_PAGE_WRITES, Culprits, TableWrites
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from vmm.native.verifier import Verifier
 
 HOLDS_FRAGMENTS = 0x20  # page flag: emitted code stands for bytes of this page of RAM
+SECOND_HOLDS_FRAGMENTS = 0x80  # the same, of an engine that stays beside another one
 # Whoever jumps to a dropped fragment goes by way of its successors, one for each change of its bytes. Direct jumps stay
 # in the page; so with all its fragments those ways end, too. GRUB changes the number of each INT before it.
 CHANGES_PUT_UP_WITH = 32
 ENDS_PUT_UP_WITH = 16  # how often an instruction that lies in two pages is translated anew because its end is another
 LONGEST_PATCH_BYTES = 16  # what is longer loads other code
 _TC_RESERVE_BYTES = 64 << 10
+_CODE = HOLDS_FRAGMENTS | SECOND_HOLDS_FRAGMENTS | HOLDS_CODE | SECOND_HOLDS_CODE
 
 # By guest address and page of RAM: at which addresses of the page a fragment has to stop.
 Stops = Callable[[Mode, int, int], frozenset[int]]
@@ -46,6 +48,7 @@ class FragmentStore:
         index: what is known of each.
         landings: where a RET comes back to: by page of RAM, then by mode and guest address.
         flushes, invalidations: how often everything, and the fragments of a page, were forgotten.
+        flag: what a page of RAM with fragments has in `page_flags`.
         given_up: how often the fragments of a page were forgotten because it is written to as data.
         on_give_up: told of such a page of RAM.
     """
@@ -77,6 +80,7 @@ class FragmentStore:
         self._ends: dict[tuple[int, int], int] = {}  # callouts of instructions that lie in two pages
         self._data_writes = TableWrites(CODE_PAGE_WRITES)
         self._data_writes_to: dict[int, int] = {}  # by page of RAM, since a unit of it was last translated
+        self.flag = HOLDS_FRAGMENTS
         self.flushes = 0
         self.invalidations = 0
         self.given_up = 0
@@ -155,10 +159,10 @@ class FragmentStore:
             if mode.linear(landing_eip) >> PAGE_SHIFT == mode.linear(eip) >> PAGE_SHIFT:
                 self.landings.setdefault(ram_page, {})[mode, landing_eip] = start + offset
         self._data_writes_to.pop(ram_page, None)
-        if not memory.page_flags[ram_page] & HOLDS_FRAGMENTS:
+        if not memory.page_flags[ram_page] & self.flag:
             self._data_writes.take_back(ram_page, memory.ram8[at & -4096 : (at & -4096) + 4096])
-            memory.flag_page(ram_page, HOLDS_FRAGMENTS)
-        self._tally.translated(fragment.guest_bytes, len(unit.code))
+            memory.flag_page(ram_page, self.flag)
+        self._tally.translated(unit.charged, fragment.guest_bytes, len(unit.code))
         self._tally.seconds_in_translator += time.perf_counter() - before
         return fragment
 
@@ -203,7 +207,7 @@ class FragmentStore:
 
     def code_written(self, at: int, length: int, _old: bytes, flags: int) -> None:
         """A store to a page with fragments: those go whose bytes it hits, and now and then all of the page's."""
-        if not flags & (HOLDS_FRAGMENTS | HOLDS_CODE):
+        if not flags & _CODE:
             return
         for ram_page in range(at >> PAGE_SHIFT, (at + length - 1 >> PAGE_SHIFT) + 1):
             base = ram_page << PAGE_SHIFT
@@ -257,7 +261,7 @@ class FragmentStore:
         self.landings.pop(ram_page, None)
         self._changes.pop(ram_page, None)
         self._data_writes_to.pop(ram_page, None)
-        self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
+        self._cpu.memory.page_flags[ram_page] &= ~self.flag
 
     def drop_fragment(self, fragment: Fragment) -> None:
         """Have a fragment translated anew; whoever jumps to the old one will come to the new one."""
@@ -286,7 +290,7 @@ class FragmentStore:
         self.flushes += 1
         self._tally.flush()
         for ram_page in list(self.index.pages):
-            self._cpu.memory.page_flags[ram_page] &= ~HOLDS_FRAGMENTS
+            self._cpu.memory.page_flags[ram_page] &= ~self.flag
         self.index.clear()
         self.landings.clear()
         self._changes.clear()

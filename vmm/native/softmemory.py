@@ -25,11 +25,18 @@ class SoftMemory:
     `page_flags` and `entry_uses` have a byte for whatever page, and whatever doubleword, a 32-bit number names.
 
     Attributes:
+        uses_host, uses: where `entry_uses` is, and its bytes for RAM.
         counters: how often Python was asked instead, and for a look.
     """
 
-    def __init__(self, cpu: Cpu, block: StateBlock, windows: Windows) -> None:
+    def __init__(self, cpu: Cpu, block: StateBlock, windows: Windows, beside: SoftMemory | None = None) -> None:
         """Map it.
+
+        Args:
+            cpu: whose memory it is.
+            block: the state block of the emitted code that takes the path.
+            windows: what may depend on table entries.
+            beside: that of another engine on the same windows, which is closed later; `entry_uses` is the same.
 
         Raises:
             HostMemoryError: the host has no room.
@@ -38,37 +45,48 @@ class SoftMemory:
         self._block = block
         self._windows = windows
         memory = cpu.memory
+        self._is_first = beside is None
         with ExitStack() as undo:
-            host = hostmemory.reserve(_USES_BYTES)
-            undo.callback(hostmemory.release, host, _USES_BYTES)
-            hostmemory.map_anonymous(memory.ram_bytes >> 2, host=host)
-            hostmemory.use_small_pages(host, memory.ram_bytes >> 2)
-            uses = hostmemory.view(host, memory.ram_bytes >> 2)
-            undo.callback(uses.release)
             self._flags = (ctypes.c_char * len(memory.page_flags)).from_buffer(memory.page_flags)
-            block.quads[stateblock.ENTRY_USES] = host
             block.quads[stateblock.PAGE_FLAGS] = ctypes.addressof(self._flags)
+            if beside is None:
+                self.uses_host, self.uses = self._map_uses(undo)
+            else:
+                self.uses_host, self.uses = beside.uses_host, beside.uses
+            block.quads[stateblock.ENTRY_USES] = self.uses_host
             self._undo = undo.pop_all()
-        cpu.mmu.entry_uses = uses
-        cpu.mmu.flush()  # what is cached has not been entered
-        windows.note_uses(uses)
-        self._uses = uses
+        if self._is_first:
+            cpu.mmu.entry_uses = self.uses
+            cpu.mmu.flush()  # what is cached has not been entered
+            windows.note_uses(self.uses)
         self._seen: dict[int, int] = {}  # entries of page tables that were looked at
         self._moved = False
         self.counters = {"soft accesses looked at": 0, "soft fallbacks": 0}
         self._restart()
 
+    def _map_uses(self, undo: ExitStack) -> tuple[int, memoryview]:
+        """Reserve and map `entry_uses`: its host address, and its bytes."""
+        ram_bytes = self._cpu.memory.ram_bytes
+        host = hostmemory.reserve(_USES_BYTES)
+        undo.callback(hostmemory.release, host, _USES_BYTES)
+        hostmemory.map_anonymous(ram_bytes >> 2, host=host)
+        hostmemory.use_small_pages(host, ram_bytes >> 2)
+        uses = hostmemory.view(host, ram_bytes >> 2)
+        undo.callback(uses.release)
+        return host, uses
+
     def attach(self) -> None:
         """Begin to strike off entries that a store has changed, after everybody who depended on them was told."""
-        self._cpu.memory.write_observers.append(self._written)
+        if self._is_first:
+            self._cpu.memory.write_observers.append(self._written)
 
     def close(self) -> None:
         """Unmap everything; no emitted code may be running."""
-        memory = self._cpu.memory
-        memory.write_observers.remove(self._written)
-        self._cpu.mmu.entry_uses = None
+        if self._is_first:
+            self._cpu.memory.write_observers.remove(self._written)
+            self._cpu.mmu.entry_uses = None
+            self._windows.note_uses(None)
         self._block.words[stateblock.SOFT_LIMIT] = 0
-        self._windows.note_uses(None)
         del self._flags
         self._undo.close()
 
@@ -114,10 +132,10 @@ class SoftMemory:
 
     def _written(self, at: int, length: int, _old: bytes, _flags: int) -> None:
         mmu, windows, first = self._cpu.mmu, self._windows, at >> 2
-        used = bytes(self._uses[first : at + length + 3 >> 2])
+        used = bytes(self.uses[first : at + length + 3 >> 2])
         found = used.find(1)
         while found >= 0:
             cell = first + found << 2
             if not mmu.live_cells(cell, cell + 4) and not windows.depend_on(cell):
-                self._uses[first + found] = 0
+                self.uses[first + found] = 0
             found = used.find(1, found + 1)

@@ -34,11 +34,19 @@ class Spaces:
         sharing: what dispatch tables have in common.
     """
 
-    def __init__(self, cpu: Cpu, block: StateBlock) -> None:
+    def __init__(self, cpu: Cpu, block: StateBlock, windows: Windows | None = None) -> None:
+        """Prepare.
+
+        Args:
+            cpu: whose page tables and privilege they are for.
+            block: the state block of the emitted code that runs in them.
+            windows: of another engine on the same CPU, which attaches and detaches them.
+        """
         self._cpu = cpu
         self._block = block
+        self._has_own_windows = windows is None
         self.modes = Modes(cpu)
-        self.windows = Windows(cpu)
+        self.windows = windows or Windows(cpu)
         self.sharing = Sharing(self.windows)
         self.current: Space | None = None
         self._by_window: dict[int, dict[Mode, Space]] = {}
@@ -49,14 +57,21 @@ class Spaces:
 
     def attach(self) -> None:
         """Begin to follow changes of page tables."""
-        self.windows.attach()
+        if self._has_own_windows:
+            self.windows.attach()
         self.windows.on_drop.append(self._page_dropped)
         self.windows.on_close.append(self._region_closed)
         self.windows.on_evict.append(self._window_evicted)
 
     def detach(self) -> None:
         """Give all address space back."""
-        self.windows.detach()
+        if self._has_own_windows:
+            self.windows.detach()
+        for host in list(self._by_window):
+            self._window_evicted(host)
+        self.windows.on_drop.remove(self._page_dropped)
+        self.windows.on_close.remove(self._region_closed)
+        self.windows.on_evict.remove(self._window_evicted)
         for space in self._by_table.values():
             space.table.close()
         self._by_window.clear()

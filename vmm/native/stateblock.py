@@ -196,6 +196,17 @@ class StateBlock:
         self.words = self.data.cast("I")
         self.quads = self.data.cast("q")
 
+    def set_cpuid(self, *registers: int) -> None:
+        """What CPUID gives for leaves 0 and 1 in EAX, EBX, ECX and EDX."""
+        for number, value in enumerate(registers):
+            self.words[CPUID + number] = value
+
+    def set_time(self, tsc: int, budget_insns: int, ns_per_insn: int) -> None:
+        """Let RDTSC in emitted code give `tsc` before a budget is used, and what it is after each instruction."""
+        at_no_budget = tsc + budget_insns * ns_per_insn
+        self.quads[TSC_AT_NO_BUDGET] = (at_no_budget + (1 << 63)) % (1 << 64) - (1 << 63)
+        self.quads[NS_PER_INSN] = ns_per_insn
+
     def close(self) -> None:
         """Unmap it."""
         self.words.release()

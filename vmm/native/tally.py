@@ -41,7 +41,11 @@ class Tally:
     """The counters of one engine.
 
     Attributes:
-        guest_bytes, host_bytes: of all translations.
+        guest_bytes, guest_insns, host_bytes: of all translations.
+        faults_delivered: exceptions of emitted code that were the guest's beyond doubt.
+        faults_interpreted: host signals after which the instruction was interpreted.
+        budget_exits: host signals because the budget was used up.
+        callouts: how often an instruction left emitted code to be interpreted.
         units: translations.
         dropped: fragments that went because their code changed, or a breakpoint came or went.
         flushes: how often the TC was emptied.
@@ -52,12 +56,17 @@ class Tally:
 
     units: int = 0
     guest_bytes: int = 0
+    guest_insns: int = 0
     host_bytes: int = 0
     dropped: int = 0
     flushes: int = 0
     chains_made: int = 0
     chains_broken: int = 0
     misses: int = 0
+    callouts: int = 0
+    faults_delivered: int = 0
+    faults_interpreted: int = 0
+    budget_exits: int = 0
     seconds_in_tc: float = 0.0
     seconds_in_translator: float = 0.0
     seconds_in_run: float = 0.0
@@ -65,9 +74,10 @@ class Tally:
     _sites: dict[int, Site] = field(default_factory=dict)  # by CR3 and EIP
     _others: Site = field(default_factory=lambda: Site(0, _UNKNOWN))
 
-    def translated(self, guest_bytes: int, host_bytes: int) -> None:
+    def translated(self, guest_insns: int, guest_bytes: int, host_bytes: int) -> None:
         """A unit was placed."""
         self.units += 1
+        self.guest_insns += guest_insns
         self.guest_bytes += guest_bytes
         self.host_bytes += host_bytes
 
@@ -91,6 +101,13 @@ class Tally:
         """How many direct branches lead to the fragment at offset `start`."""
         return self._chained[start]
 
+    def fault(self, *, is_budget: bool) -> None:
+        """A host signal came in emitted code, and there is no page to be filled."""
+        if is_budget:
+            self.budget_exits += 1
+        else:
+            self.faults_interpreted += 1
+
     def call_out(self, cpu: Cpu, eip: int) -> None:
         """The instruction at `eip` is going to be interpreted."""
         key = cpu.state.cr3 << 32 | eip
@@ -101,6 +118,7 @@ class Tally:
             else:
                 site = self._sites[key] = Site(eip, _row_at(cpu, eip))
         site.count += 1
+        self.callouts += 1
 
     def hottest(self, count: int) -> Sequence[Site]:
         """The places that call out most often."""
@@ -120,6 +138,7 @@ class Tally:
         seconds_in_vmm = self.seconds_in_run - self.seconds_in_tc - self.seconds_in_translator
         return {
             "translation units": self.units,
+            "guest instructions translated": self.guest_insns,
             "guest bytes translated": self.guest_bytes,
             "host bytes emitted": self.host_bytes,
             "fragments dropped": self.dropped,
@@ -127,7 +146,10 @@ class Tally:
             "chains made": self.chains_made,
             "chains broken": self.chains_broken,
             "dispatch misses": self.misses,
-            "callouts": rows.total(),
+            "faults delivered": self.faults_delivered,
+            "faults interpreted": self.faults_interpreted,
+            "budget exits": self.budget_exits,
+            "callouts": self.callouts,
             **{f"callouts of {row}": count for row, count in rows.most_common()},
             "seconds in TC": round(self.seconds_in_tc, 6),
             "seconds in translator": round(self.seconds_in_translator, 6),

@@ -100,9 +100,9 @@ class Windows:
         volatile = {} if self._shadows.volatile is None else self._shadows.volatile[0].counters
         return {**self._filler.counters, **self._shadows.counters, **volatile, "windows evicted": self._evicted}
 
-    def keep_tables(self) -> None:
-        """From now on no page table is let go of because it is written time and again."""
-        self._shadows.lets_go = False
+    def keep_tables(self, *, always: bool = True) -> None:
+        """From now on no page table is let go of because it is written time and again; or, if not always, again."""
+        self._shadows.lets_go = not always
 
     def keep_out(self, volatile: VolatileEntries) -> None:
         """From now on pages whose entries change all the time may be kept out: see `fill`."""

@@ -83,8 +83,10 @@ class GuestMode(BinaryTranslator):
     stops_short = False  # the timer says to the instruction when the guest is left
     delivers_faults = False  # an exception may be intercepted
 
-    def __init__(self, cpu: Cpu, debug: DebugControl, *, verify: bool = False) -> None:
-        super().__init__(cpu, debug, verify=verify)
+    def __init__(
+        self, cpu: Cpu, debug: DebugControl, *, verify: bool = False, beside: BinaryTranslator | None = None
+    ) -> None:
+        super().__init__(cpu, debug, verify=verify, beside=beside)
         self._culprits = NoCulprits()
         self.policy = Policy()
         self._cache = InterceptingCache(cpu, self.policy)
@@ -106,17 +108,22 @@ class GuestMode(BinaryTranslator):
         """Take over the CPU."""
         super().enter()
         self._vectors = ()
+
+    def resume(self) -> None:
+        """Run the CPU again, by what was derived before `pause`."""
+        super().resume()
         self._windows.before_fill = self._before_fill
         self._spaces.sharing.enabled = False  # code that a window has no page for is fetched, which may be an exit
         self._cpu.mmu.before_access = self._before_access
         self._cpu.before_task_switch = self._before_task_switch
         self._cpu.mmu.flush()  # what is cached of devices has not been looked at
 
-    def leave(self) -> None:
-        """Hand the CPU over."""
+    def pause(self) -> None:
+        """Another engine runs the CPU for a while, without intercepts."""
+        self._windows.before_fill = None
         self._cpu.mmu.before_access = None
         self._cpu.before_task_switch = None
-        super().leave()
+        super().pause()
 
     # World switches.
 

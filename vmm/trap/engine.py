@@ -24,7 +24,8 @@ from machine.interrupts import TripleFault
 from machine.memory import PAGE_SHIFT, READ_ONLY
 from machine.paging import P, probe, walk
 from machine.state import CR4_PAE, EAX, EBX, ECX, EDX, ESP
-from vmm.interp import DR7_ENABLED
+from vmm.bt import BinaryTranslator
+from vmm.debugregisters import DR7_ENABLED
 from vmm.native.shadows import HOLDS_SHADOWED_TABLE, Window
 from vmm.native.windows import Refusal
 from vmm.trap import exitcodes
@@ -73,9 +74,18 @@ class TrapEngine(GuestMode):
 
     Attributes:
         vmcb: its control block.
+        exits: all of them so far.
     """
 
-    def __init__(self, cpu: Cpu, debug: DebugControl, *, nested: bool = False, verify: bool = False) -> None:
+    def __init__(
+        self,
+        cpu: Cpu,
+        debug: DebugControl,
+        *,
+        nested: bool = False,
+        verify: bool = False,
+        beside: BinaryTranslator | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
@@ -83,15 +93,16 @@ class TrapEngine(GuestMode):
             debug: what a debugger wants.
             nested: the guest's tables are walked by the hardware, over nested ones; else they are shadowed.
             verify: whether emitted code is proven harmless before it may run.
+            beside: as for `BinaryTranslator`.
         """
-        super().__init__(cpu, debug, verify=verify)
+        super().__init__(cpu, debug, verify=verify, beside=beside)
         self.nested = nested
         self.vmcb = _make_vmcb(nested=nested)
         self.policy.io = IoPermissions(intercept_all=True)
         self.policy.msr = MsrPermissions(intercept_all=True)
         self._is_current = False  # the VMCB has the guest's registers
         self._table_writes: list[tuple[int, int]] | None = None  # offset in RAM and old value, while one is carried out
-        self._exits = ExitCounters()
+        self.exits = ExitCounters()
         self._reason = ""
         self._injected: dict[str, int] = {}
         self._world_switches = 0
@@ -116,34 +127,34 @@ class TrapEngine(GuestMode):
         """What a user types to select it."""
         return "trap nested" if self.nested else "trap"
 
-    def enter(self) -> None:
-        """Take over the CPU."""
+    def resume(self) -> None:
+        """Run the CPU again, by what was derived before `pause`."""
         self._cpu.memory.intercepts_devices = True
-        super().enter()
-        if not self.nested:
-            self._windows.keep_tables()
+        super().resume()
+        self._windows.keep_tables(always=not self.nested)
         self._cpu.memory.write_observers.append(self._table_written)
 
-    def leave(self) -> None:
-        """Hand the CPU over."""
+    def pause(self) -> None:
+        """Another engine runs the CPU for a while, without intercepts."""
         self._cpu.memory.write_observers.remove(self._table_written)
-        super().leave()
-        self._cpu.memory.intercepts_devices = False
+        self._windows.keep_tables(always=False)
+        super().pause()
+        self._cpu.memory.intercepts_devices = self._beside is not None
 
     # What is counted.
 
     def exit_counts(self) -> Sequence[ExitCount]:
         """See `CountsExits`."""
-        return self._exits.rows()
+        return self.exits.rows()
 
     def exit_sites(self, count: int) -> Sequence[tuple[int, int, int]]:
         """The guest addresses whose exits cost most: address, exits, nanoseconds."""
-        return self._exits.sites(count)
+        return self.exits.sites(count)
 
     def statistics(self) -> Mapping[str, int | float | str]:
         """Counters since the start; times are of the host, and three clocks: guest, VMM, emulation of hardware."""
-        guest_ns = self._tally.seconds_in_tc * 1e9
-        total = self._exits.total
+        guest_ns = self.tally.seconds_in_tc * 1e9
+        total = self.exits.total
         walks = self.walks
         paging: dict[str, int | float | str] = {"prefills of shadow pages": self._prefills}
         if self.nested:
@@ -157,10 +168,10 @@ class TrapEngine(GuestMode):
             **super().statistics(),
             "paging": "nested" if self.nested else "shadow",
             "seconds in guest": round(guest_ns / 1e9, 6),
-            "seconds in VMM": round(max(0.0, self._tally.seconds_in_run - self._vmrun_ns / 1e9), 6),
+            "seconds in VMM": round(max(0.0, self.tally.seconds_in_run - self._vmrun_ns / 1e9), 6),
             "seconds in emulation of hardware": round((self._vmrun_ns - guest_ns) / 1e9, 6),
             "exits": total,
-            **{f"exits {row.reason}": row.count for row in self._exits.rows()},
+            **{f"exits {row.reason}": row.count for row in self.exits.rows()},
             "world switches": self._world_switches,
             "injected events": sum(self._injected.values()),
             **{f"injected {kind}": count for kind, count in self._injected.items()},
@@ -232,7 +243,7 @@ class TrapEngine(GuestMode):
             stop = self._handle(block)
             again = before == (self._cpu.clock.icount, self._cpu.state.eip) and self._reason.endswith("hidden")
         took_ns = time.perf_counter_ns() - left_ns
-        self._exits.note(self._reason, took_ns, eip)
+        self.exits.note(self._reason, took_ns, eip)
         return stop, again
 
     def _fill(self, block: Vmcb, *, single: bool) -> None:
@@ -262,8 +273,7 @@ class TrapEngine(GuestMode):
 
     def _inject_event(self, event: Event) -> None:
         self.vmcb.eventinj = event.encode()
-        name = event.type.name if event.type is not EventType.EXCEPTION else f"#{_name_of_vector(event.vector)}"
-        self._injected[name] = self._injected.get(name, 0) + 1
+        self._injected[event.name] = self._injected.get(event.name, 0) + 1
 
     def _deliver_external(self, vector: int) -> Stop | None:
         kind = EventType.NMI if vector == Vector.NMI else EventType.INTR
@@ -487,7 +497,3 @@ def _make_vmcb(*, nested: bool) -> Vmcb:
     block.np_control = NP_ENABLE if nested else 0
     block.guest_asid = _ASID
     return block
-
-
-def _name_of_vector(vector: int) -> str:
-    return Vector(vector).name if vector in Vector._value2member_map_ else str(vector)

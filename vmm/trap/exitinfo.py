@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
 
+from machine.faults import Vector
 from machine.state import SegmentRegister
 
 MASK32 = 0xFFFF_FFFF
@@ -254,6 +255,13 @@ class Event:
     vector: int
     type: EventType
     error_code: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What people call events of this kind, exceptions told apart."""
+        if self.type is not EventType.EXCEPTION:
+            return self.type.name
+        return f"#{Vector(self.vector).name if self.vector in Vector._value2member_map_ else self.vector}"
 
     def encode(self) -> int:
         """The 64 bits of the field."""

@@ -5,7 +5,7 @@ They know names and times; what an exit is belongs to whoever counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from machine.engine import ExitCount
 
@@ -43,6 +43,10 @@ class ExitCounters:
     def total_ns(self) -> int:
         """The time that all of them took."""
         return sum(self._times_ns.values())
+
+    def counts(self) -> Mapping[str, int]:
+        """How often, by reason."""
+        return self._counts
 
     def rows(self) -> Sequence[ExitCount]:
         """By reason, the most expensive first."""

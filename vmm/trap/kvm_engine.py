@@ -23,7 +23,8 @@ from machine.faults import DebugFault, Vector
 from machine.flags import IF, RF, TF, VM
 from machine.interrupts import TripleFault, deliver_event
 from machine.state import CR0_PG, CS
-from vmm.interp import DR7_ENABLED, PATIENCE_EVENTS, Interpreter
+from vmm.debugregisters import DR7_ENABLED
+from vmm.interp import PATIENCE_EVENTS, Interpreter
 from vmm.trap.exits import ExitCounters
 from vmm.trap.kick import Kick
 from vmm.trap.kvm import DEBUG_ENABLE, DEBUG_HARDWARE_BREAKPOINTS, DebugExit, Events, ExitReason, KvmError, Vm

@@ -44,7 +44,7 @@ def test_callouts_are_counted_by_instruction_and_by_place() -> None:
         statistics = bare.engine.statistics()
         assert int(statistics["callouts of cpuid"]) == int(statistics["callouts"]) > 500
         assert isinstance(bare.engine, BinaryTranslator)
-        (site,) = bare.engine._tally.hottest(5)
+        (site,) = bare.engine.tally.hottest(5)
         assert (site.eip, site.row, site.count) == (0x1001, "cpuid", statistics["callouts"])
     finally:
         bare.close()
@@ -94,6 +94,6 @@ def test_time_is_shared_out() -> None:
         assert isinstance(bare.engine, BinaryTranslator)
         parts = [count(bare, f"seconds in {name}") for name in ("TC", "translator", "VMM")]
         assert min(parts) > 0
-        assert sum(parts) == pytest.approx(bare.engine._tally.seconds_in_run, abs=1e-5)
+        assert sum(parts) == pytest.approx(bare.engine.tally.seconds_in_run, abs=1e-5)
     finally:
         bare.close()
