@@ -110,9 +110,8 @@ class BinaryTranslator(ArrivingTranslator):
         self._registers = GuestRegisters(self._cpu, self._tc.state)
         super().enter()
         self._cache.longest_insns = 1  # callouts come one at a time
-        self.soft_memory: SoftMemory = SoftMemory(
-            self._cpu, self._tc.state, self._windows, beside.soft_memory if beside else None
-        )
+        soft = beside.soft_memory if beside else None
+        self.soft_memory: SoftMemory = SoftMemory(self._cpu, self._tc.state, self._windows, soft)
         if self._culprits.volatile is not None:
             self._windows.keep_out(self._culprits.volatile)
         self._spaces.attach()
