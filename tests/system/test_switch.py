@@ -41,7 +41,7 @@ def test_at_random_places_of_a_kernel(seed: int) -> None:
     places = set()
     with demo("bt") as run:
         while run.icount < LAST:
-            run.machine.select_engine(chance.choice(list(engine.MAKERS)))
+            run.machine.select_engine(chance.choice(list(engine.factories())))
             state = run.machine.cpu.state
             places.add((state.cpl, state.eflags >> 9 & 1))
             if (kind := chance.random()) < 0.3:
