@@ -203,8 +203,7 @@ class StateBlock:
 
     def set_time(self, tsc: int, budget_insns: int, ns_per_insn: int) -> None:
         """Let RDTSC in emitted code give `tsc` before a budget is used, and what it is after each instruction."""
-        at_no_budget = tsc + budget_insns * ns_per_insn
-        self.quads[TSC_AT_NO_BUDGET] = (at_no_budget + (1 << 63)) % (1 << 64) - (1 << 63)
+        self.quads[TSC_AT_NO_BUDGET] = signed(tsc + budget_insns * ns_per_insn)
         self.quads[NS_PER_INSN] = ns_per_insn
 
     def close(self) -> None:
