@@ -418,10 +418,11 @@ class BinaryTranslator(ArrivingTranslator):
         if can_fill:
             if self._windows.fill(linear, write=write, insists=not self.soft_memory.is_usable):
                 return fragment.start + unit.hosts[index]
-            if self._windows.refusal in _SOFT_HABITS:
+            refusal = self._windows.refusal
+            if self._soft.is_usable and refusal in _SOFT_HABITS:
                 can_be_soft = self._store.can_be_soft(fragment, index)
-                if not can_be_soft and self._windows.fill(linear, write=write):
-                    return fragment.start + unit.hosts[index]
+            if refusal is Refusal.VOLATILE and not can_be_soft and self._windows.fill(linear, write=write):
+                return fragment.start + unit.hosts[index]
         self._leave_fragment(fragment, index, limit_icount)
         if index in unit.faulting_in_order:
             is_divide = words[stateblock.FAULT_SIGNAL * 2] == signal.SIGFPE and not quads[stateblock.FAULT_TRAP]

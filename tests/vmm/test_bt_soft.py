@@ -128,6 +128,7 @@ class TestOnePage:
         with Twins(source, map_low_memory) as twins:
             twins.run(9000, STEPS)
             assert count(twins, "soft forms") >= 4
+            assert count(twins, "faults interpreted") < 100
 
     def test_accessed_and_dirty_bits_are_set_by_the_access_that_needs_them(self) -> None:
         source = thrash(f"""
@@ -146,13 +147,46 @@ class TestOnePage:
             assert twins.reference.memory.load(0x6_0004, 4) & ACCESSED_DIRTY == 0x60
             assert count(twins, "soft fallbacks") < 20
 
-    def test_the_accessed_bit_of_the_directory(self) -> None:
-        source = thrash(
-            f"test cl, 15\njnz 2f\nand dword ptr [{PAGE_DIRECTORY:#x}], ~0x20\n2: add ebx, [{PAGE:#x}]\n"
-            f"mov edx, [{PAGE_DIRECTORY:#x}]\nadd ebx, edx"
-        )
-        with Twins(source, map_low_memory) as twins:
+    @pytest.mark.parametrize("large_bit", [0, 0x80])
+    def test_the_accessed_bit_of_the_directory(self, large_bit: int) -> None:
+        """Of the second 4 MiB, which the first ones' table maps, also where PS has no meaning."""
+
+        def prepare(bare: Bare) -> None:
+            map_low_memory(bare)
+            bare.memory.store(PAGE_DIRECTORY + 4, 4, PAGE_TABLE | large_bit | 7)
+
+        source = thrash(f"""
+            add ebx, [{PAGE + 0x40_0000:#x}]
+            mov edx, [{PAGE_DIRECTORY + 4:#x}]
+            add ebx, edx
+            mov [{PAGE + 0x40_0004:#x}], ecx
+            test cl, 7
+            jnz 1b
+            mov dword ptr [{PAGE_DIRECTORY + 4:#x}], {PAGE_TABLE | large_bit | 7:#x}
+        """)
+        with Twins(source, prepare) as twins:
             twins.run(9000, STEPS)
+            assert count(twins, "soft forms") >= 3
+            assert twins.reference.memory.load(FRAMES[0] + 4, 4)
+
+    def test_now_and_then_it_is_code(self) -> None:
+        """The immediate operand of an instruction is written to through the page."""
+
+        def prepare(bare: Bare) -> None:
+            map_low_memory(bare)
+            bare.memory.write(FRAMES[1] + 0x900, assemble("mov eax, 5\nret"))
+
+        source = thrash(f"""
+            mov edx, [{PAGE + 0x901:#x}]
+            mov [{PAGE + 0x901:#x}], ecx
+            mov eax, {FRAMES[1] + 0x900:#x}
+            call eax
+            imul ebx, 3
+            add ebx, eax
+        """)
+        with Twins(source, prepare) as twins:
+            twins.run(9000, STEPS)
+            assert count(twins, "soft forms") >= 3
 
 
 class TestRights:
@@ -255,6 +289,39 @@ class TestTables:
             assert fallbacks < 5
             twins.run(4000, STEPS)
             assert count(twins, "soft fallbacks") > fallbacks
+
+    def test_a_store_to_an_entry_that_reaches_into_one_in_use(self) -> None:
+        """The entry of the page at EDI, which a plain instruction has had mapped, is hit in its middle now and then."""
+        source = f"""
+            mov edi, {PAGE:#x}
+            mov esi, {ENTRY - 4:#x}
+            1: inc ecx
+            mov eax, {PAGE + 0x1007:#x}
+            mov ebp, ecx
+            and ebp, 31
+            cmp ebp, 31
+            jne 2f
+            mov eax, [{ENTRY - 2:#x}]
+            xor eax, 0x10000000
+            2: mov edx, esi
+            cmp ebp, 31
+            jne 3f
+            add edx, 2
+            3: mov [edx], eax
+            add ebx, [edi]
+            add [edi + 4], ecx
+            jmp 1b
+        """
+
+        def prepare(bare: Bare) -> None:
+            map_low_memory(bare)
+            set_page(bare, PAGE, FRAMES[0] | 0x67)
+
+        with Twins(source, prepare) as twins:
+            assert twins.run(13 * 25, STEPS) is None
+            assert count(twins, "soft forms") == 1
+            twins.run(12_000, STEPS)
+            assert twins.reference.memory.load(FRAMES[1] + 4, 4)
 
     def test_code_moves_to_and_fro_under_a_loop_that_never_leaves_its_page(self) -> None:
         """The loop's own entry is stored to, by an instruction that has become soft with other entries."""
