@@ -11,6 +11,8 @@ from vmm.native.adaptation import (
     INSTRUCTION_INNOCENT,
     INSTRUCTION_WRITES,
     REWRITTEN_INNOCENT,
+    SOFT_FAULTS,
+    SOFT_INNOCENT,
     TABLE_WRITES,
     TABLE_WRITES_MOST,
     Culprits,
@@ -205,6 +207,41 @@ class TestCulprits:
         assert culprits.adapted(0x71) == {0x12}
         assert not culprits.note_write(0x71, 0x12, 0x14)
         assert culprits.note_write(0x71, 0x242, 0x243)
+
+    def test_a_soft_form_takes_fewer_faults_and_is_judged_by_looks_in_a_row(self) -> None:
+        culprits = Culprits()
+        expected = SOFT_FAULTS
+        for turn in range(3):
+            faults = 1
+            while not culprits.fault(fragment(), EIP, soft=True):
+                faults += 1
+            assert faults == expected
+            assert culprits.soft(7) == {EIP}
+            assert culprits.soft(8) == culprits.adapted(7) == frozenset()
+            found = fragment()
+            culprits.translated(found)
+            if turn == 0:  # it has been of use, so that as few faults are enough again
+                for look in range(100):
+                    assert culprits.executed(EIP, touched=look % SOFT_INNOCENT == 0) == []
+            else:
+                expected *= 2
+            looks = 1
+            while not (dropped := culprits.executed(EIP, touched=False)):
+                looks += 1
+            assert dropped == [found]
+            assert looks <= SOFT_INNOCENT
+            assert culprits.soft(7) == frozenset()
+        assert culprits.counters["soft forms"] == culprits.counters["reversions"] == 3
+
+    def test_an_instruction_with_a_soft_form_may_have_to_be_called_out_all_the_same(self) -> None:
+        culprits = Culprits()
+        for _ in range(SOFT_FAULTS):
+            culprits.fault(fragment(), EIP, soft=True)
+        assert adapt(culprits) == INSTRUCTION_FAULTS
+        assert culprits.soft(7) == culprits.adapted(7) == {EIP}
+        revert(culprits)
+        assert culprits.soft(7) == culprits.adapted(7) == frozenset()
+        assert not culprits.has(EIP)
 
     def test_an_empty_cache_leaves_nothing_to_drop(self) -> None:
         culprits = Culprits()
