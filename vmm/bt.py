@@ -285,7 +285,7 @@ class BinaryTranslator(ArrivingTranslator):
             space = self._spaces.select(mode)
             block.set_time(cpu.tsc, limit_icount - clock.icount, clock.ns_per_insn)
             words[stateblock.PENDING] = self._pending()
-            self.soft_memory.publish(allowed=not self._guarding)
+            self.soft_memory.publish(allowed=not self._guarding and self._culprits.volatile is not None)
             tc.deliver_faults(self.delivers_faults and not self._debug.caught_vectors)
         if self._arriving is not None:
             target: int | None = self._prepare_arrival(self._arriving)
@@ -419,7 +419,7 @@ class BinaryTranslator(ArrivingTranslator):
             if self._windows.fill(linear, write=write, insists=not self.soft_memory.is_usable):
                 return fragment.start + unit.hosts[index]
             refusal = self._windows.refusal
-            if self._soft.is_usable and refusal in _SOFT_HABITS:
+            if self.soft_memory.is_usable and refusal in _SOFT_HABITS:
                 can_be_soft = self._store.can_be_soft(fragment, index)
             if refusal is Refusal.VOLATILE and not can_be_soft and self._windows.fill(linear, write=write):
                 return fragment.start + unit.hosts[index]

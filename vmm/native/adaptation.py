@@ -187,7 +187,8 @@ class Culprits:
 
     Attributes:
         counters: adaptations and reversions since the start.
-        volatile: page-table entries whose pages may be kept out of the windows; None where nothing is adapted.
+        volatile: page-table entries whose pages may be kept out of the windows; None where nothing is adapted, and no
+            instruction has a soft form.
     """
 
     volatile: VolatileEntries | None = field(default_factory=VolatileEntries)
