@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 PORTS = 1 << 16
+FOR_EVER_NS = 1 << 62
 _LAST_PORT = PORTS - 1
 
 
@@ -65,15 +66,19 @@ class PortBus:
 
         Args:
             port: of a device.
-            steady_until_ns: gives the virtual time at which a load may give something else, if no store, event or
-                input comes before.
+            steady_until_ns: gives the virtual time at which a load may give something else, if no store, event,
+                input or load of another port comes before; 0 if the next load itself does something.
         """
         self._steady[port] = steady_until_ns
 
     def steady_until_ns(self, port: int, size_bytes: int) -> int:
         """The virtual time until which loads of a port are in vain, as far as its device promises; else 0."""
-        steady = self._steady.get(port) if size_bytes == 1 else None
-        return steady() if steady is not None else 0
+        if size_bytes != 1:
+            return 0
+        steady = self._steady.get(port)
+        if steady is not None:
+            return steady()
+        return 0 if port in self._loads[1] else FOR_EVER_NS
 
     def load(self, port: int, size_bytes: int) -> int:
         """IN: read 1, 2 or 4 bytes at `port`, unsigned."""

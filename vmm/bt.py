@@ -7,9 +7,9 @@ events and stops are `Interpreter`'s, so that both engines take every interrupt 
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Mapping
 from math import inf
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from machine.cpu import Cpu
@@ -51,6 +51,8 @@ MIN_BUDGET_INSNS = 32  # below that, entering the TC costs more than interpretin
 SHORT_STRETCH_INSNS = 8
 GUARDED_INSNS = 48
 _NO_BUDGET = -1  # of a moment that never comes
+# Python 3.11 takes as long to look an enumeration's member up as for anything else at a port access.
+_FAULT, _CALLOUT, _PORT, _SOFT, _LINK = map(int, (Exit.FAULT, Exit.CALLOUT, Exit.PORT, Exit.SOFT, Exit.LINK))
 _HABITS = (Refusal.TRACE, Refusal.DEVICE, Refusal.TABLE, Refusal.VOLATILE)  # who faults so will do it again
 _SOFT_HABITS = (Refusal.TABLE, Refusal.VOLATILE)
 _PLAIN = (Effect.NEXT, Effect.BRANCH, Effect.REPEAT)  # leaves everything but general registers and flags alone
@@ -255,7 +257,7 @@ class BinaryTranslator(ArrivingTranslator):
 
     def _is_late(self) -> bool:
         """Whether `run` has to come back, however little was executed."""
-        return time.perf_counter() > self._deadline_s
+        return perf_counter() > self._deadline_s
 
     def _deliver_fault(self, fault: GuestFault, eip: int) -> Stop | None:
         self._registers.stale = True
@@ -296,17 +298,19 @@ class BinaryTranslator(ArrivingTranslator):
         self._registers.hand_over()
         quads[stateblock.BUDGET] = limit_icount - clock.icount
         quads[stateblock.RESUME_BUDGET] = _NO_BUDGET
-        self.ports.forget()
+        self.ports.forget(block)
         cpu.repeating = False  # a REP under way goes on natively, or is interpreted again
+        enter, adopt, tally = tc.enter, self._spaces.adopt, self.tally
         while target is not None:
             quads[stateblock.TARGET] = tc.host + target
             words[stateblock.REASON] = 0
             if self._fpu.used:
                 self._fpu.prepare()
-            before = time.perf_counter()
-            tc.enter()
-            self.tally.seconds_in_tc += time.perf_counter() - before
-            space = self._spaces.adopt()
+            before = perf_counter()
+            enter()
+            now_s = perf_counter()
+            tally.seconds_in_tc += now_s - before
+            space = adopt()
             reason = words[stateblock.REASON]
             if self._arriving is not None:
                 target = self._arrive(self._arriving)
@@ -314,25 +318,25 @@ class BinaryTranslator(ArrivingTranslator):
                     continue
                 if self._arriving is not None:
                     return False
-            if reason == Exit.FAULT:
+            if reason == _PORT:
+                target = self._access_port(space, limit_icount, now_s)
+                if target is None:
+                    return False
+            elif reason == _FAULT:
                 target = self._handle_fault(space, limit_icount)
-            elif reason == Exit.CALLOUT:
+            elif reason == _CALLOUT:
                 self._store.call_out(space, words[stateblock.EIP])
                 self._sync(limit_icount, words[stateblock.EIP])
                 self._is_judging = self._culprits.has(words[stateblock.EIP])
                 return True
-            elif reason == Exit.SOFT:
+            elif reason == _SOFT:
                 self._leave_soft(limit_icount)
                 return True
-            elif reason == Exit.PORT:
-                target = self._access_port(space, limit_icount)
-                if target is None:
-                    return False
             else:
-                target = self._follow(space, limit_icount, is_link=reason == Exit.LINK)
+                target = self._follow(space, limit_icount, is_link=reason == _LINK)
         return True
 
-    def _access_port(self, space: Space, limit_icount: int) -> int | None:
+    def _access_port(self, space: Space, limit_icount: int, now_s: float) -> int | None:
         """IN or OUT: the offset at which to go on, or None if a device wants attention first."""
         tc, cpu = self._tc, self._cpu
         assert tc is not None
@@ -341,8 +345,9 @@ class BinaryTranslator(ArrivingTranslator):
         self.ports.perform(tc.state, icount)
         is_wanted = lines.attention and self._needs_boundary(words[stateblock.INTERRUPT_FLAG])
         is_plain = clock.deadline_icount >= limit_icount and not is_wanted
-        if is_plain and self._spaces.current is space and not self._is_late():
+        if is_plain and self._spaces.current is space and now_s <= self._deadline_s:
             quads[stateblock.BUDGET] -= self.ports.pass_over(tc.state, space, icount)
+            self.ports.publish(tc.state, limit_icount)
             return int(words[stateblock.PORT_RESUME])
         self._sync(limit_icount, words[stateblock.ROUTINE_NEXT])
         return None

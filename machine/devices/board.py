@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from machine import e820
 from machine.clock import Clock
@@ -157,7 +158,13 @@ class Board:
         register(i8042.DATA_PORT, i8042.DATA_PORT, self.i8042)
         register(i8042.STATUS_PORT, i8042.STATUS_PORT, self.i8042)
         register(system_control.PORT_B, system_control.PORT_B, self.port_b)
-        self.ports.promise(system_control.PORT_B, self.pit.steady_until_ns)
+        promise = self.ports.promise
+        promise(system_control.PORT_B, self.pit.steady_until_ns)
+        promise(i8042.STATUS_PORT, self.i8042.status_steady_until_ns)
+        promise(uart.COM1_FIRST_PORT + uart.LSR, self.com1.line_status_steady_until_ns)
+        promise(uart.COM2_FIRST_PORT + uart.LSR, self.com2.line_status_steady_until_ns)
+        for port in vga.STATUS1_PORTS:
+            promise(port, partial(self.vga.status1_steady_until_ns, port))
         register(system_control.PORT_A, system_control.PORT_A, self.port_a)
         register(system_control.RESET_PORT, system_control.RESET_PORT, self.reset_control)
         register(rtc.INDEX_PORT, rtc.DATA_PORT, self.rtc)

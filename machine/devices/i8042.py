@@ -12,6 +12,7 @@ from machine.clock import Clock
 from machine.devices.device import Device, Line, Timer
 from machine.devices.ps2_keyboard import SET2_TO_SET1
 from machine.devices.system_control import A20Gate
+from machine.ports import FOR_EVER_NS
 
 DATA_PORT = 0x60
 STATUS_PORT = 0x64
@@ -180,6 +181,11 @@ class I8042(Device):
             self._drive()
             self.update()
         return byte
+
+    @staticmethod
+    def status_steady_until_ns() -> int:
+        """For ever: it changes when something else happens."""
+        return FOR_EVER_NS
 
     @property
     def _status(self) -> int:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from machine.clock import Clock
 from machine.devices.device import Device, Line, Timer
+from machine.ports import FOR_EVER_NS
 
 COM1_FIRST_PORT = 0x3F8
 COM1_IRQ = 4
@@ -26,7 +27,7 @@ _FIFO_BYTES = 16
 _TRIGGER_BYTES = (1, 4, 8, 14)
 _TIMEOUT_CHARS = 4
 
-_DATA, _IER, _IIR, _LCR, _MCR, _LSR, _MSR, _SCRATCH = range(8)
+_DATA, _IER, _IIR, _LCR, _MCR, LSR, _MSR, _SCRATCH = range(8)
 _FCR = _IIR
 
 _IER_RECEIVED = 0x01
@@ -329,6 +330,10 @@ class Uart(Device):
                 return self._read_modem_status()
             case _:
                 return self.scratch
+
+    def line_status_steady_until_ns(self) -> int:
+        """For ever, unless reading LSR takes errors away."""
+        return 0 if self.errors else FOR_EVER_NS
 
     def store_port(self, port: int, size_bytes: int, value: int) -> None:  # noqa: ARG002
         """The register at `port`'s low three bits; LSR and MSR ignore writes."""

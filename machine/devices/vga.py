@@ -10,9 +10,11 @@ from typing import ClassVar, Protocol
 
 from machine.clock import Clock
 from machine.devices.device import Device
+from machine.ports import FOR_EVER_NS
 
 WINDOW_FIRST = 0xA_0000
 WINDOW_BYTES = 0x2_0000
+STATUS1_PORTS = (0x3BA, 0x3DA)
 PORT_RANGES = ((0x3B0, 0x3BB), (0x3C0, 0x3DF))
 
 _TEXT_OFFSET = 0x1_0000
@@ -205,6 +207,17 @@ class Vga(Device):
             memory, at = place
             data = value.to_bytes(size_bytes, "little")[: len(memory) - at]
             memory[at : at + len(data)] = data
+
+    def status1_steady_until_ns(self, port: int) -> int:
+        """When input status 1, at 3DAh or 3BAh, may change: as the beam ends what shows of its line, or the line."""
+        if not self._selected(port):
+            return FOR_EVER_NS
+        if self.attribute_data_next:
+            return 0
+        dots = self._clock.now_ns * _DOTS_PER_S // _NS_PER_S
+        dot = dots % _LINE_DOTS
+        until_dots = dots - dot + (_SHOWN_DOTS if dot < _SHOWN_DOTS else _LINE_DOTS)
+        return -(-until_dots * _NS_PER_S // _DOTS_PER_S)
 
     @property
     def _status1(self) -> int:

@@ -110,7 +110,7 @@ def test_only_what_is_promised_is_passed_over(promises: bool) -> None:
         twins.run(60_000)
         reference, other = (toggle.loads for toggle in toggles)
         rounds = int(twins.count("polling rounds passed over"))
-        assert reference - other == rounds
+        assert reference - other >= rounds  # some of what is left is read by emitted code
         assert (rounds > reference * 0.9) == promises
 
 

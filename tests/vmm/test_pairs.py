@@ -220,11 +220,11 @@ class TestPlantedInATranslator:
     def test_a_device(self, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
         access = BinaryTranslator._access_port
 
-        def access_wrongly(self: BinaryTranslator, space: Space, limit_icount: int) -> int | None:
+        def access_wrongly(self: BinaryTranslator, space: Space, limit_icount: int, now_s: float) -> int | None:
             words = self._tc.state.words if self._tc is not None else pytest.fail("no cache")
             words[EAX] ^= 0x40
             try:
-                return access(self, space, limit_icount)
+                return access(self, space, limit_icount, now_s)
             finally:
                 words[EAX] ^= 0x40
                 self._cpu.state.gpr[EAX] = words[EAX]

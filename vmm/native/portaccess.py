@@ -1,5 +1,7 @@
 """Port accesses of emitted code: performed at their icount; a loop that does nothing but poll a port is passed over.
 
+What a steady port gives to other loops is published in the state block, where emitted code reads it.
+
 Where registers, flags and what was read are the same at two reads by the same instruction, and the instructions between
 them only compute, the rounds that follow are the same, too, as long as the device says that the port is steady. It must
 not know how the TC is left or entered.
@@ -19,6 +21,7 @@ from vmm.native import stateblock
 from vmm.native.sharing import Space
 from vmm.native.stateblock import StateBlock
 
+READS_BEFORE_PUBLISHED = 6  # by then it is known whether a loop can be passed over
 LONGEST_ROUND_INSNS = 16
 _REACH_BYTES = 64  # around the access; a round is not longer
 _MARGIN_INSNS = 64  # of the budget, which emitted code uses up itself
@@ -34,6 +37,11 @@ _COMPUTING = frozenset(
 _FLOW = (FlowControl.NEXT, FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH)
 
 
+_SIZE = stateblock.PORT_STORE - 1
+_MASKS = {1: 0xFF, 2: 0xFFFF, 4: MASK32}
+_NO_PORT = 2  # no sum with four times a port is zero, nor is that less one
+
+
 class PortAccesses:
     """What IN and OUT of emitted code do.
 
@@ -44,30 +52,60 @@ class PortAccesses:
 
     def __init__(self, cpu: Cpu) -> None:
         self._cpu = cpu
+        self._read_before = -1, 0
+        self._reads = 0  # of one byte at that port, with that value, in a row
         self._before: tuple[int, bytes, int] | None = None
         self._before_icount = 0
         self._judgements: dict[tuple[object, int, int, bytes], bool] = {}
         self.count = 0
         self.rounds = 0
 
-    def forget(self) -> None:
+    def forget(self, block: StateBlock) -> None:
         """Something else happened than port accesses: the next one is the first of its loop."""
         self._before = None
+        self._reads = 0
+        block.words[stateblock.PUBLISHED_PORT] = _NO_PORT
 
     def perform(self, block: StateBlock, icount: int) -> None:
         """The access that the state block describes, by the instruction that retires as number `icount`."""
         cpu, words = self._cpu, block.words
         access, port = words[stateblock.PORT_ACCESS], words[stateblock.PORT]
-        size_bytes = access & ~stateblock.PORT_STORE
-        mask = (1 << 8 * size_bytes) - 1
+        size_bytes = access & _SIZE
+        mask = _MASKS[size_bytes]
         cpu.clock.icount = icount - 1
         self.count += 1
+        words[stateblock.PUBLISHED_PORT] = _NO_PORT
         eax = words[EAX]
-        if access & stateblock.PORT_STORE:
+        if access != size_bytes:
             self._before = None
+            self._reads = 0
             cpu.ports.store(port, size_bytes, eax & mask)
         else:
-            words[EAX] = eax & ~mask | cpu.ports.load(port, size_bytes) & mask
+            value = cpu.ports.load(port, size_bytes) & mask
+            words[EAX] = eax & ~mask | value
+            words[stateblock.PUBLISHED_VALUE] = value
+
+    def publish(self, block: StateBlock, limit_icount: int) -> None:
+        """If a read just performed was one of several of its port in a row, tell emitted code what others will give.
+
+        Args:
+            block: the state block.
+            limit_icount: when the budget is used up.
+        """
+        words, clock, ports = block.words, self._cpu.clock, self._cpu.ports
+        port, value = words[stateblock.PORT], words[stateblock.PUBLISHED_VALUE]
+        if words[stateblock.PORT_ACCESS] != 1 or (port, value) != self._read_before:
+            self._reads = 0
+        self._read_before = port, value
+        self._reads += 1
+        if self._reads < READS_BEFORE_PUBLISHED:
+            return
+        until_ns = ports.steady_until_ns(port, 1)
+        # What the read itself has changed is not read again.
+        if until_ns and ports.load(port, 1) == value:
+            until_icount = -((clock.idle_ns - until_ns) // clock.ns_per_insn)
+            words[stateblock.PUBLISHED_PORT] = -4 * port & MASK32
+            block.quads[stateblock.PUBLISHED_BUDGET] = until_icount - limit_icount
 
     def pass_over(self, block: StateBlock, space: Space, icount: int) -> int:
         """How many instructions retire in rounds that are like the last one, behind a read just performed.
@@ -89,6 +127,7 @@ class PortAccesses:
         rounds = min(steady_insns, block.quads[stateblock.BUDGET] - _MARGIN_INSNS) // round_insns
         if rounds <= 0 or not self._only_computes(space, eip, round_insns):
             return 0
+        self._reads = 0
         self.rounds += rounds
         self._before_icount += rounds * round_insns
         return rounds * round_insns

@@ -78,6 +78,11 @@ _FIELDS = (
     ("port", 4),  # a port access: which port,
     ("port_access", 4),  # its size in bytes, and PORT_STORE,
     ("port_resume", 4),  # and the offset in the TC at which to go on
+    # What reads of one byte at a port give that is polled: -4 times the port, or a number that no such sum makes 0;
+    # the value; and what makes a sum with the budget behind the IN negative from when on that is not known.
+    ("published_port", 4),
+    ("published_value", 4),
+    ("published_budget", 8),
     # For some page tables used lately: CR3 in eight bytes, then their kernel_space and user_space; 0 is none.
     ("address_spaces", ADDRESS_SPACES * ADDRESS_SPACE_BYTES),
     ("tsc_at_no_budget", 8),  # what RDTSC would give when the budget is used up
@@ -251,6 +256,9 @@ SOFT_LINEAR = OFFSETS["soft_linear"] // 4
 PAGE_FLAGS = OFFSETS["page_flags"] // 8
 ENTRY_USES = OFFSETS["entry_uses"] // 8
 ROUTINE_RETURN = OFFSETS["routine_return"] // 8
+PUBLISHED_PORT = OFFSETS["published_port"] // 4
+PUBLISHED_VALUE = OFFSETS["published_value"] // 4
+PUBLISHED_BUDGET = OFFSETS["published_budget"] // 8
 ROUTINE_NEXT = OFFSETS["routine_next"] // 4
 CR2 = OFFSETS["cr2"] // 4
 SITES_AT = OFFSETS["sites"] // 4

@@ -11,9 +11,9 @@ from machine.flags import IF
 from machine.state import CS, DS, ES, FS, GS, SHADOW_STI, SS
 from vmm.native import guest, segmented
 from vmm.native.cache import GUEST_ESP
-from vmm.native.operands import DX, EAX, ECX, EDX, R8, R8D, R9, R9D, RDX, Memory, address
+from vmm.native.operands import AL, DX, EAX, ECX, EDX, R8, R8D, R9, R9D, R10, R11, R15, RDX, Memory, address
 from vmm.native.operands import Register as HostRegister
-from vmm.native.stateblock import PORT_STORE, field
+from vmm.native.stateblock import OFFSETS, PORT_STORE, field
 from vmm.native.unit import Draft
 
 _NAMES = {ES: "es", DS: "ds", FS: "fs", GS: "gs"}
@@ -208,15 +208,31 @@ def emit_port_access(draft: Draft, instruction: Instruction) -> bool:
         return False
     is_store = instruction.mnemonic == Mnemonic.OUT
     port, data = (0, 1) if is_store else (1, 0)
-    emit = draft.asm.emit
+    size_bytes = RegisterExt.size(instruction.op_register(data))
+    emit, asm = draft.asm.emit, draft.asm
     if instruction.op_kind(port) == OpKind.REGISTER:
         emit("movzx", R8D, DX)
-        emit("mov", field("port"), R8D)
     else:
-        emit("mov", field("port"), instruction.immediate8)
-    size_bytes = RegisterExt.size(instruction.op_register(data))
+        emit("mov", R8D, instruction.immediate8)
+    can_be_published = size_bytes == 1 and not is_store
+    if can_be_published:
+        # ECX = four times the difference of the ports, less one if the value may be another by now.
+        emit("mov", R9, field("published_budget"))
+        emit("lea", R9, address(R10, index=R9))
+        emit("sarx", R9, R9, R11)
+        emit("mov", field("parked"), ECX)
+        emit("mov", ECX, field("published_port"))
+        emit("lea", ECX, Memory(0, ECX, R8D, 4))
+        emit("lea", ECX, Memory(0, ECX, R9D, 1))
+        known = asm.jump_if_ecx_is_zero()
+        emit("mov", ECX, field("parked"))
+    emit("mov", field("port"), R8D)
     emit("mov", field("port_access"), size_bytes | (PORT_STORE if is_store else 0))
     draft.leave_for_port(instruction.ip32, instruction.next_ip32)
+    if can_be_published:
+        asm.bind_rel8(known)
+        emit("mov", ECX, field("parked"))
+        emit("mov", AL, Memory(8, R15, displacement=OFFSETS["published_value"]))
     return True
 
 

@@ -177,6 +177,7 @@ _FLOW = (
     Form("jecxz", "rel", "LOOP, JECXZ, and tests without flags", flow="branch"),
     Form("call", "rel", "CALL inside the page", flow="call"),
     Form("mov", "r9d, dword [r14+r8*4]", "the dispatch table: 2**32 entries", needs={"r8": U32}, gives={"r9": OFFSET}),
+    Form("lea", "r9, [r10+r9]", "negative if what is published of a port may be another by now"),
     Form("lea", "r9, [r13+r9]", "an offset of the TC as an address", needs={"r9": OFFSET}, gives={"r9": ENTRY}),
     Form("jmp", "r9", "indirect, and across pages", needs={"r9": ENTRY}, flow="jump"),
     Form("call", "r9", "the same", needs={"r9": ENTRY}, flow="call"),
@@ -192,6 +193,7 @@ _SYSTEM = (
     Form("mulx", "r9, r8, qword [state.ns_per_insn]", "RDTSC: as time"),
     Form("not", "r8", "RDTSC: the same, negative"),
     Form("mov", "r9, qword [state.tsc_at_no_budget]", "RDTSC"),
+    Form("mov", "r9, qword [state.published_budget]", "a number that the budget is added to"),
     Form("lea", "r8, [r8+r9+1]", "RDTSC"),
     Form("shrx", "rdx, r8, rdx", "RDTSC: the upper half", needs={"rdx": Fact("const", 32)}, gives={"rdx": U32}),
 )
