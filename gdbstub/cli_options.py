@@ -134,7 +134,7 @@ def build_parser() -> Parser:
         description=_DIFF,
         epilog="Try: trapgate diff interp bt (the demo kernel), trapgate diff bt trap-nested KERNEL --max-insns 50M.",
     )
-    diff.add_argument("first", metavar="A", help="an engine: bt, trap, trap-nested, interp")
+    diff.add_argument("first", metavar="A", help="an engine: bt, trap, trap-nested, hybrid, interp")
     diff.add_argument("second", metavar="B", help="the one beside it")
     add_guest_options(diff)
     diff.add_argument(

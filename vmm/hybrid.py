@@ -211,6 +211,11 @@ class HybridEngine:
         for engine in self._engines.values():
             engine.flush_translations()
 
+    def execute_singly(self) -> None:
+        """See `ExecutesUnits`."""
+        for engine in self._engines.values():
+            engine.execute_singly()
+
     def statistics(self) -> Mapping[str, int | float | str]:
         """Counters since the start: its own, those of `bt`, and of `trap` those that `bt` has no name for.
 

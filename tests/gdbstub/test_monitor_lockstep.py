@@ -103,7 +103,7 @@ def test_each(target: GuestTarget) -> None:
     ("words", "answer"),
     [
         ("bt", "There is no engine ``"),
-        ("bt hvm", "There is no engine `hvm`; there is: interp, bt, trap, trap-nested, trap-kvm."),
+        ("bt hvm", "There is no engine `hvm`; there is: interp, bt, trap, trap-nested, hybrid, trap-kvm."),
         ("bt trap kvm", "`trap kvm` has no icount: KVM does not count the guest's instructions"),
         ("trap-kvm bt 5", "`trap kvm` has no icount"),
         ("bt interp 5 6", "That is not how `lockstep` is used"),

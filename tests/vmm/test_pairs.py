@@ -31,7 +31,7 @@ from vmm.native.sharing import Space
 from vmm.native.unit import Draft
 from vmm.pairs import Pair, PairError
 
-NATIVE = [name for name in engine.MAKERS if name != "interp"]
+NATIVE = [name for name in engine.factories() if name != "interp"]
 ORIGIN = 0x10_0000
 
 
@@ -128,7 +128,9 @@ class TestRefusals:
             pairs.check_engines(("bt", "trap kvm"), ("bt", "trap kvm"))
 
     def test_what_there_is_not(self, stack: ExitStack) -> None:
-        with pytest.raises(PairError, match="there is no engine `hvm`; there is: interp, bt, trap, trap nested"):
+        with pytest.raises(
+            PairError, match="there is no engine `hvm`; there is: interp, bt, trap, trap nested, hybrid"
+        ):
             Pair(demo(stack), ("bt", "hvm"))
 
 
