@@ -1,6 +1,7 @@
-"""Interrupts from outside under emitted code: a routine of the TC enters their handlers, and the guest runs on there.
+"""Interrupts and exceptions that Python learns of, under emitted code.
 
-What that routine refuses is delivered by the interpreter. It must not know which code runs before or after.
+For interrupts from outside a routine of the TC enters the handler, and the guest runs on there; what it refuses is
+delivered by the interpreter, as exceptions are. It must not know which code runs before or after.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from abc import abstractmethod
 
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop
+from machine.faults import GuestFault, SoftwareInterrupt
 from machine.flags import RF, TF, VM
 from machine.state import MASK32
 from vmm.native import stateblock
 from vmm.native.cache import Exit, TranslationCache
 from vmm.native.modes import Mode
+from vmm.native.registers import GuestRegisters
 from vmm.native.spaces import Spaces
 from vmm.watched import WatchedTranslator
 
@@ -22,6 +25,7 @@ class ArrivingTranslator(WatchedTranslator):
     """The part of `BinaryTranslator` that takes interrupts."""
 
     _least_budget_insns: int
+    _registers: GuestRegisters
     _spaces: Spaces
 
     def __init__(self, cpu: Cpu, debug: DebugControl) -> None:
@@ -59,6 +63,14 @@ class ArrivingTranslator(WatchedTranslator):
         cpu = self._cpu
         other = cpu.state.nmi_blocked or self._debug.catch_software
         return stateblock.PENDING_OTHER * bool(other) | stateblock.PENDING_INTERRUPT * bool(cpu.lines.attention)
+
+    def _deliver_fault(self, fault: GuestFault, eip: int) -> Stop | None:
+        self._registers.stale = True
+        return super()._deliver_fault(fault, eip)
+
+    def _deliver_software(self, event: SoftwareInterrupt, eip: int, next_eip: int) -> Stop | None:
+        self._registers.stale = True
+        return super()._deliver_software(event, eip, next_eip)
 
     def _deliver_external(self, vector: int) -> Stop | None:
         """Leave it to emitted code, which runs next, if it may be able to."""

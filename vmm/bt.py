@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop
-from machine.faults import GuestFault, SoftwareInterrupt, Vector
+from machine.faults import GuestFault, Vector
 from machine.flags import IF, RF
 from machine.instructions import Effect
 from machine.memory import SECOND_HOLDS_CODE
@@ -258,14 +258,6 @@ class BinaryTranslator(ArrivingTranslator):
     def _is_late(self) -> bool:
         """Whether `run` has to come back, however little was executed."""
         return perf_counter() > self._deadline_s
-
-    def _deliver_fault(self, fault: GuestFault, eip: int) -> Stop | None:
-        self._registers.stale = True
-        return super()._deliver_fault(fault, eip)
-
-    def _deliver_software(self, event: SoftwareInterrupt, eip: int, next_eip: int) -> Stop | None:
-        self._registers.stale = True
-        return super()._deliver_software(event, eip, next_eip)
 
     def _run_emitted_code(self, limit_icount: int, mode: Mode) -> bool:
         """Run from EIP on in the TC, until an instruction is to be interpreted; it is at EIP then.
