@@ -136,7 +136,8 @@ class BinaryTranslator(ArrivingTranslator):
 
     def statistics(self) -> Mapping[str, int | float | str]:
         """Counters since the start."""
-        self._sites.take_deliveries(self._exceptions)
+        if self._tc is not None:
+            self._sites.take_deliveries(self._exceptions)
         return {
             **super().statistics(),
             "true faults": self._exceptions.get(Vector.PF, 0),

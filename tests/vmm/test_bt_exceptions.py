@@ -7,11 +7,24 @@ from functools import cache
 
 import pytest
 
+from machine.debug import CodeBreakpoint, StopKind, Watchpoint
+from machine.faults import Vector
 from machine.flags import IF
-from machine.state import CR0_WP, CR4_PSE
+from machine.state import CR0_WP, CR4_PAE, CR4_PSE
 from tests.oracles.assembler import assemble
 from tests.vmm import rings
-from tests.vmm.bare import IDT_BASE, PAGE_DIRECTORY, PAGE_TABLE, Bare, set_page
+from tests.vmm.bare import (
+    IDT_BASE,
+    LONG_HANDLER_BYTES,
+    LONG_HANDLERS,
+    PAGE_DIRECTORY,
+    PAGE_TABLE,
+    STACK_TOP,
+    Bare,
+    map_low_memory,
+    set_handler,
+    set_page,
+)
 from tests.vmm.rings import (
     GDT,
     HOLE,
@@ -134,8 +147,240 @@ def prepare(bare: Bare, seed: int) -> None:
     bare.cpu.mmu.flush()
 
 
+def delivered(twins: Twins) -> int:
+    return int(twins.count("faults delivered in the TC"))
+
+
+def check_counts(twins: Twins) -> None:
+    """Both engines say how many exceptions there were."""
+    counts = [side.engine.statistics() for side in (twins.reference, twins.other)]
+    for name in {*counts[0], *counts[1]}:
+        if name.startswith("exceptions"):
+            assert counts[0].get(name) == counts[1].get(name), name
+
+
+@pytest.mark.parametrize("signals_for_soft_fault", [8, 0])
 @pytest.mark.parametrize("seed", range(24))
-def test_random_slots(seed: int) -> None:
+def test_random_slots(seed: int, signals_for_soft_fault: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmm.native.adaptation.SIGNALS_FOR_SOFT_FAULT", signals_for_soft_fault)
     with Twins("nop", lambda bare: prepare(bare, seed)) as twins:
         twins.run(6000, (1211, 1, 900, 40, 7))
-        assert int(twins.count("faults delivered in the TC")) > 30
+        assert delivered(twins) > 30
+        assert signals_for_soft_fault or int(twins.count("soft forms")) > 3
+        check_counts(twins)
+
+
+def skips(bytes_: int, *, coded: bool = True, more: str = "") -> bytes:
+    """A handler that goes on behind the instruction, and remembers CR2 and what was pushed."""
+    drop = "add edi, [esp]\nadd esp, 4\n" if coded else ""
+    source = (
+        f"{drop}{more}\nadd edi, [esp+8]\nrol edi, 3\nmov esi, cr2\nadd edi, esi\nadd dword ptr [esp], {bytes_}\niretd"
+    )
+    return assemble(source)
+
+
+def absent(bare: Bare) -> None:
+    map_low_memory(bare)
+    set_page(bare, HOLE, 0)
+
+
+class TestPageFaults:
+    READ = f"1: inc ecx\nmov eax, [{HOLE + 0x123}]\nadc ebx, ecx\njmp 1b"
+
+    def prepare(self, bare: Bare) -> None:
+        absent(bare)
+        set_handler(bare, 14, skips(5))
+
+    def test_they_are_delivered_by_emitted_code(self) -> None:
+        with Twins(self.READ, self.prepare) as twins:
+            twins.run(4000, (700, 33, 1))
+            assert delivered(twins) > 350
+            assert int(twins.count("callouts")) < 30
+            check_counts(twins)
+
+    @pytest.mark.parametrize("offset", [0, 1, 15, 0xFFD])
+    @pytest.mark.parametrize("around", [(0, 0), (7, 0), (7, 7), (0, 7)])
+    def test_at_the_edges_of_a_page(self, offset: int, around: tuple[int, int]) -> None:
+        """The page before is there or not, and the one behind: an access may begin in one and fault in the other."""
+
+        def prepare(bare: Bare) -> None:
+            self.prepare(bare)
+            set_page(bare, HOLE - 4096, HOLE - 4096 | around[0] if around[0] else 0)
+            set_page(bare, HOLE + 4096, HOLE + 4096 | around[1] if around[1] else 0)
+
+        for at in (HOLE + offset, HOLE + offset - 4):
+            with Twins(f"1: inc ecx\nmov eax, [{at}]\njmp 1b", prepare) as twins:
+                twins.run(600, (70, 33, 1))
+                check_counts(twins)
+
+    def test_in_pae_mode(self) -> None:
+        def prepare(bare: Bare) -> None:
+            self.prepare(bare)
+            memory, state = bare.memory, bare.state
+            pointers, directory, table = 0x10_2000, 0x10_3000, 0x10_4000
+            memory.write(pointers, (directory | 1).to_bytes(8, "little"))
+            memory.write(directory, (table | 7).to_bytes(8, "little") + (0x20_0000 | 0x87).to_bytes(8, "little"))
+            memory.write(table, b"".join((page << 12 | 7).to_bytes(8, "little") for page in range(512)))
+            memory.write(table + 8 * (HOLE >> 12), bytes(8))
+            state.cr3, state.cr4 = pointers, state.cr4 | CR4_PAE
+            bare.cpu.mmu.flush()
+
+        with Twins(self.READ, prepare) as twins:
+            twins.run(2000, (700, 33, 1))
+            assert delivered(twins) > 150
+
+    def test_a_debugger_that_catches_them(self) -> None:
+        with Twins(self.READ, self.prepare) as twins:
+            twins.run(400)
+            before = delivered(twins)
+            twins.each(lambda bare: bare.debug.set_catches(frozenset({Vector.PF})))
+            stop = twins.run(400)
+            assert stop is not None
+            assert stop.kind is StopKind.CATCH
+            assert delivered(twins) == before
+            twins.each(lambda bare: bare.debug.set_catches(frozenset()))
+            assert twins.run(400) is None
+            assert delivered(twins) > before
+
+    def test_a_breakpoint_on_the_handler(self) -> None:
+        with Twins(self.READ, self.prepare) as twins:
+            twins.run(400)
+            handler = LONG_HANDLERS + 14 * LONG_HANDLER_BYTES
+            twins.each(lambda bare: bare.debug.set_breakpoints(frozenset({CodeBreakpoint(handler)})))
+            stop = twins.run(400)
+            assert stop is not None
+            assert (stop.kind, stop.linear) == (StopKind.BREAKPOINT, handler)
+
+    def test_a_handler_that_faults_for_ever(self) -> None:
+        """Nothing retires; a stint ends all the same."""
+
+        def prepare(bare: Bare) -> None:
+            absent(bare)
+            set_handler(bare, 14, assemble(f"mov eax, [{HOLE}]"))
+
+        with Twins("mov eax, 1\n" + self.READ, prepare) as twins:
+            for _ in range(3):
+                for bare in (twins.reference, twins.other):
+                    assert bare.engine.run(500).kind is StopKind.BUDGET
+                    assert bare.clock.icount == 2
+            assert int(twins.count("true faults")) > 100
+
+    @pytest.mark.parametrize("stack", [0, STACK_TOP - 0x1000, STACK_TOP | 3, STACK_TOP - 0x1000 | 1])
+    def test_when_the_delivery_faults(self, stack: int) -> None:
+        """The page of the stack goes while the guest runs: a double fault, and no third one, for #DF has a task."""
+
+        def prepare(bare: Bare) -> None:
+            self.prepare(bare)
+            set_page(bare, STACK_TOP, 0)
+
+        entry = PAGE_TABLE + 4 * (STACK_TOP - 4 >> 12)
+        source = f"""
+            mov ecx, 40
+            1: mov eax, [{HOLE}]
+            dec ecx
+            jnz 1b
+            mov dword ptr [{entry}], {stack and STACK_TOP - 0x1000 | 3 & stack}
+            2: mov eax, [{HOLE}]
+            jmp 2b
+        """
+        with Twins(source, prepare) as twins:
+            stop = twins.run(1000, (100,))
+            assert (stop is None) == (stack & 3 != 0) or stop is not None
+            check_counts(twins)
+
+    def test_a_watched_stack(self) -> None:
+        with Twins(self.READ, self.prepare) as twins:
+            twins.run(400)
+            twins.each(
+                lambda bare: bare.debug.set_watchpoints(
+                    frozenset({Watchpoint(STACK_TOP - 12, 4, on_read=False, on_write=True)})
+                )
+            )
+            stop = twins.run(400)
+            assert stop is not None
+            assert stop.kind is StopKind.WATCHPOINT
+
+    def test_an_exception_leaves_rf_alone_but_in_the_image(self) -> None:
+        """IRETD sets RF, and the instruction faults again: nothing has retired, and RF is clear in the handler."""
+        handler = skips(
+            0, more="btc dword ptr [0x3000], 0\njc 2f\nadd dword ptr [esp], 5\n2: pushfd\npop edx\nadd edi, edx"
+        )
+
+        def prepare(bare: Bare) -> None:
+            absent(bare)
+            set_handler(bare, 14, handler)
+
+        with Twins(self.READ, prepare) as twins:
+            twins.run(3000, (500, 33, 1))
+            assert delivered(twins) > 100
+
+
+class TestDivideErrors:
+    SOURCE = "xor ecx, ecx\n1: inc ebx\nmov eax, ebx\ndiv ecx\nadd esi, edx\njmp 1b"
+
+    def prepare(self, bare: Bare) -> None:
+        set_handler(bare, 0, skips(2, coded=False))
+
+    @pytest.mark.parametrize("gate", [0x8E00, 0x8F00, 0xEE00, 0x0E00, 0x8600, 0x8500])
+    def test_gates(self, gate: int) -> None:
+        """Interrupt and trap gates, of any DPL; not present, of 16 bits, a task gate."""
+
+        def prepare(bare: Bare) -> None:
+            self.prepare(bare)
+            bare.memory.store(IDT_BASE + 4, 4, bare.memory.load(IDT_BASE + 4, 4) & 0xFFFF_0000 | gate)
+
+        with Twins(self.SOURCE, prepare) as twins:
+            twins.run(2000, (500, 33, 1))
+            assert bool(delivered(twins)) == (gate in (0x8E00, 0x8F00, 0xEE00))
+
+    def test_the_idt_has_no_entry(self) -> None:
+        def prepare(bare: Bare) -> None:
+            self.prepare(bare)
+            bare.state.idtr.limit = 6
+
+        with Twins(self.SOURCE, prepare) as twins:
+            stop = twins.run(100)
+            assert stop is not None
+            assert stop.kind is StopKind.TRIPLE_FAULT
+
+    @pytest.mark.parametrize("gate", [0x8E00, 0x8F00])
+    @pytest.mark.parametrize("offset", range(9))
+    def test_interrupts_around_it(self, gate: int, offset: int) -> None:
+        """They come due before the instruction, while it faults, and in the handler."""
+
+        def prepare(bare: Bare) -> None:
+            Timer(bare)
+            self.prepare(bare)
+            bare.memory.store(IDT_BASE + 4, 4, bare.memory.load(IDT_BASE + 4, 4) & 0xFFFF_0000 | gate)
+            set_handler(bare, 0x20, assemble("add ebp, [esp]\nrol ebp, 5\niretd"))
+
+        source = f"""
+            xor ecx, ecx
+            sti
+            1: mov eax, {20 + offset}
+            out 0x50, al
+            mov edx, 9
+            2: inc ebx
+            div ecx
+            dec edx
+            jnz 2b
+            jmp 1b
+        """
+        with Twins(source, prepare) as twins:
+            twins.run(3000, (1000,))
+            assert delivered(twins) > 100
+            assert (
+                twins.reference.engine.statistics()["interrupts"] == twins.other.engine.statistics()["interrupts"] != 0
+            )
+
+    def test_it_is_counted_by_bt_when_another_engine_takes_over(self) -> None:
+        with Twins(self.SOURCE, self.prepare) as twins:
+            twins.run(500)
+            engine = twins.other.engine
+            before = engine.statistics()["exceptions #DE"]
+            engine.leave()
+            assert engine.statistics()["exceptions #DE"] == before
+            engine.enter()
+            twins.run(500)
+            check_counts(twins)
+            assert delivered(twins) > 40
