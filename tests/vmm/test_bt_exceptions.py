@@ -44,6 +44,7 @@ READ_ONLY = 0x3_2000
 SUPERVISOR = 0x3_4000
 CHANGING = 0x3_6000  # what its entry says changes all the time
 FAR = 0x40_0000  # a large page, then one with a reserved bit, then no table at all
+PAGE_FAULTS = 0x1_4000
 SLOT_COUNT = 40
 GATE = IDT_BASE + 8 * 14
 
@@ -125,6 +126,27 @@ _AGAIN = f"""
 """
 
 
+# The counter of `rings` has more room behind it. DS is whatever the guest has loaded.
+_PAGE_FAULT = f"""
+    push eax
+    mov eax, cr2
+    rol eax, 8
+    add eax, [esp+4]
+    add ss:[{COUNTER + 0x40}], eax
+    rol dword ptr ss:[{COUNTER + 0x40}], 5
+    pop eax
+    add esp, 4
+    push eax
+    mov eax, [esp+4]
+    or eax, {SLOT_BYTES - 1}
+    inc eax
+    mov [esp+4], eax
+    and dword ptr [esp+12], 0xffffbeff
+    pop eax
+    iretd
+"""
+
+
 @cache
 def random_slots(seed: int) -> bytes:
     chance = random.Random(seed)
@@ -141,6 +163,9 @@ def prepare(bare: Bare, seed: int) -> None:
     set_page(bare, READ_ONLY, READ_ONLY | 5)
     set_page(bare, SUPERVISOR, SUPERVISOR | 3)
     set_page(bare, CHANGING, 0)
+    # #PF adds up error codes and addresses before it skips.
+    memory.write(PAGE_FAULTS, assemble(_PAGE_FAULT, origin=PAGE_FAULTS))
+    memory.store(GATE, 4, PAGE_FAULTS & 0xFFFF | KERNEL_CODE << 16)
     state.cr4 |= CR4_PSE * (seed % 3 > 0)
     memory.store(PAGE_DIRECTORY + 4 * (FAR >> 22), 4, 0x80 | (5 if seed % 2 else 7))
     memory.store(PAGE_DIRECTORY + 4 * (FAR + 0x40_0000 >> 22), 4, 0x2087)
@@ -313,6 +338,11 @@ class TestPageFaults:
         with Twins(self.READ, prepare) as twins:
             twins.run(3000, (500, 33, 1))
             assert delivered(twins) > 100
+            place = CodeBreakpoint(LONG_HANDLERS + 14 * LONG_HANDLER_BYTES)
+            twins.each(lambda bare: bare.debug.set_breakpoints(frozenset({place})))
+            for _ in range(8):
+                twins.each(lambda bare: bare.engine.run(1 << 40, skip_breakpoint=True))
+                twins.check()
 
 
 class TestDivideErrors:
