@@ -26,6 +26,7 @@ from tests.vmm.bare import (
     set_page,
 )
 from tests.vmm.rings import (
+    COUNTER,
     GDT,
     HOLE,
     KERNEL_CODE,
