@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from machine.debug import StopKind, Watchpoint
 from machine.faults import Vector
 from machine.memory import HOLDS_TABLE
-from machine.state import CR0_WP, CR4_PAE, CR4_PSE, EBX, ECX, ESI
+from machine.state import CR0_WP, CR4_PAE, CR4_PSE, EBP, EBX, ECX, ESI
 from tests.oracles.assembler import assemble
 from tests.vmm.bare import PAGE_DIRECTORY, PAGE_TABLE, STACK_TOP, Bare, map_low_memory, set_handler, set_page
 from tests.vmm.test_bt_memory import Port, gate_for_users, skip_handler, user_mode
@@ -446,27 +446,71 @@ class TestTables:
             assert count(twins, "soft forms") >= 3
             assert count(twins, "soft fallbacks") < 60
 
+    def test_a_large_page_with_a_reserved_bit(self) -> None:
+        """The stores to the directory, and the accesses to the large page, are soft by its volatile small pages."""
+
+        def prepare(bare: Bare) -> None:
+            map_low_memory(bare)
+            bare.state.cr4 = CR4_PSE
+            set_handler(bare, Vector.PF, assemble("add esp, 4\nadd dword ptr [esp], 2\ninc ebp\niretd"))
+
+        source = f"""
+            mov edi, {ENTRY:#x}
+            mov esi, {PAGE:#x}
+            1: inc ecx
+            mov eax, ecx
+            and eax, 1
+            shl eax, 12
+            add eax, {FRAMES[0] | 7:#x}
+            test cl, 64
+            jz 2f
+            mov esi, 0x700000
+            mov edi, {PAGE_DIRECTORY + 4:#x}
+            and eax, 0x1000
+            shl eax, 1
+            and cl, 0xfd
+            or eax, 0xe7
+            2: mov [edi], eax
+            add ebx, [esi]
+            add [esi], ecx
+            jmp 1b
+        """
+        with Twins(source, prepare) as twins:
+            twins.run(9000, STEPS)
+            assert count(twins, "soft forms") >= 3
+            assert twins.reference.state.gpr[EBP] > 50
+
     def test_pae_calls_out(self) -> None:
+        """Where tables of two levels would be there is something that looks like them."""
+        page, table = 0x230_0000, 0x12_2000
+
         def prepare(bare: Bare) -> None:
             memory = bare.memory
             map_low_memory(bare)
             memory.store(0x12_0000, 4, 0x12_1001)
-            memory.store(0x12_1000, 4, 0x12_2007)
+            memory.store(0x12_1000, 4, 0x87)
             memory.store(0x12_1008, 4, 0x20_0087)
-            for page in range(512):
-                memory.store(0x12_2000 + 8 * page, 4, page << 12 | 7)
+            memory.store(0x12_1000 + 8 * 17, 4, table | 7)
+            memory.store(0x12_0000 + 4 * 8, 4, PAGE_TABLE | 0x27)
+            set_page(bare, PAGE, FRAMES[3] | 0x67)
             bare.state.cr3, bare.state.cr4 = 0x12_0000, CR4_PAE
             bare.cpu.mmu.flush()
 
         source = f"""
             1: inc ecx
-            xor dword ptr [{0x12_2000 + 8 * 0x150:#x}], 0x1000
-            add [0x150000], ecx
-            add ebx, [0x150004]
+            mov eax, ecx
+            and eax, 1
+            shl eax, 12
+            add eax, {FRAMES[0] | 7:#x}
+            mov [{table + 8 * 0x100:#x}], eax
+            add [{page:#x}], ecx
+            add ebx, [{page:#x}]
             jmp 1b
         """
         with Twins(source, prepare) as twins:
             twins.run(4000, STEPS)
+            assert twins.reference.memory.load(FRAMES[1], 4)
+            assert count(twins, "soft forms") == 0
 
 
 class TestFromOutside:

@@ -199,8 +199,7 @@ def _emit(
         return False
     if draft.pointers.pending:
         prepare_pointers(draft, instruction, row.mnemonic)
-    is_soft = instruction.ip32 in draft.soft
-    if draft.stack_offset and (is_soft or not _leaves_stack_unsettled(instruction, row.mnemonic)):
+    if draft.stack_offset and not _leaves_stack_unsettled(instruction, row.mnemonic):
         draft.settle_stack()
     before = len(draft.asm.code)
     stack_offset = draft.stack_offset
