@@ -22,7 +22,10 @@ _GROUPS: Sequence[tuple[str, tuple[str, ...]]] = (
     ("callouts", ("callouts",)),
     (
         "faults and adaptation",
-        ("hidden", "true", "trace", "device", "faults", "budget", "page", "windows", "adapt", "reversions", "code"),
+        (
+            *("hidden", "true", "trace", "device", "fault", "budget", "page", "windows", "adapt", "soft", "volatile"),
+            *("reversions", "code"),
+        ),
     ),
     ("exits", ("exits", "world", "injected", "VMCB", "paging", "prefills", "nested")),
     ("events", ("interrupts", "exceptions")),
