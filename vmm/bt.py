@@ -86,6 +86,7 @@ class BinaryTranslator(ArrivingTranslator):
         self._least_budget_insns = MIN_BUDGET_INSNS
         self._beside = beside
         self._is_judging = False  # the instruction at EIP is a callout for what it does, so that is looked at
+        self._soft_place: tuple[Fragment, int, int] | None = None  # what is interpreted failed to be one's soft form
         self.tally = Tally()
         self.ports = PortAccesses(cpu)
 
@@ -271,7 +272,7 @@ class BinaryTranslator(ArrivingTranslator):
         """
         tc = self._tc
         assert tc is not None
-        self._is_judging = False
+        self._is_judging, self._soft_place = False, None
         cpu = self._cpu
         state, clock, block = cpu.state, cpu.clock, tc.state
         words, quads = block.words, block.quads
@@ -447,6 +448,11 @@ class BinaryTranslator(ArrivingTranslator):
         if fragment.unit.spans:
             recover(fragment.unit.spans, max(index, 0), self._cpu.state)
 
+    def _deliver_fault(self, fault: GuestFault, eip: int) -> Stop | None:
+        if self._soft_place is not None and fault.vector == Vector.PF:
+            self._sites.fault(*self._soft_place)
+        return super()._deliver_fault(fault, eip)
+
     def _note_page_fault(self, fragment: Fragment, at: int, index: int) -> None:
         """The window refused an instruction of a fragment a page, as the guest's tables do."""
         eip, culprits = self._cpu.state.eip, self._culprits
@@ -465,8 +471,8 @@ class BinaryTranslator(ArrivingTranslator):
         self._leave_fragment(fragment, index, limit_icount)
         self.tally.call_out(self._cpu, self._cpu.state.eip)
         self._is_judging = self.soft_memory.look()
-        if not self._is_judging and index in fragment.unit.faulting_in_order:
-            self._sites.fault(fragment, at, index)
+        if index in fragment.unit.faulting_in_order:
+            self._soft_place = fragment, at, index
 
     def _leave_routine(self, space: Space, limit_icount: int, at: int, host: int, *, write: bool) -> int | None:
         """A routine met a page that its window does not have: back to before its instruction, and try again."""

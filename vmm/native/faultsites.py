@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vmm.native.adaptation import SITE_FAULTS
+from vmm.native.adaptation import SITE_FAULTS, SOFT_FAULTS
 from vmm.native.faultroutine import site, site_index
 from vmm.native.fragments import Fragment
 from vmm.native.stateblock import DELIVERIES, SITE_BYTES, SITES_AT, StateBlock
@@ -41,20 +41,21 @@ class FaultSites:
             most: how many exceptions are delivered there before Python is asked again.
 
         Returns:
-            Whether that was so, and so many were delivered; there is no limit from now on.
+            Whether a soft form would pay: that many were delivered, from when on there is no limit, or a known place
+            has come to Python time and again, as where an access may have begun in the page before.
         """
         unit = fragment.unit
         if unit.spans or index in unit.shadows:
             return False
         words, first = self.block.words, SITES_AT + site_index(at) * SITE_BYTES // 4
         is_known = words[first] == at and words[first + 1] == unit.eips[index]
+        if len(self._faults) >= _COUNTED:
+            self._faults.clear()
+        count = self._faults[at] = self._faults.get(at, 0) + 1
         if not is_known:
-            if len(self._faults) >= _COUNTED:
-                self._faults.clear()
-            count = self._faults[at] = self._faults.get(at, 0) + 1
             if count < SITE_FAULTS:
                 return False
-            del self._faults[at]
+            self._faults[at] = 0
             self.counters["fault sites"] += 1
         is_used_up = is_known and bool(words[first + 3] >> 31)
         if not is_known or is_used_up:
@@ -62,7 +63,7 @@ class FaultSites:
             values = site(at, unit.eips[index], refund_insns, esp, MOST if is_known else most)
             for number, value in enumerate(values):
                 words[first + number] = value
-        return is_used_up
+        return is_used_up or (is_known and count >= SOFT_FAULTS)
 
     def take_deliveries(self, exceptions: dict[int, int]) -> None:
         """Add to `exceptions`, by vector, what was delivered since it was last asked."""
