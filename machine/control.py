@@ -115,10 +115,24 @@ def write_cr(cpu: Cpu, number: int, value: int) -> None:
         raise invalid_opcode()
 
 
-def _write_cr0(cpu: Cpu, value: int) -> None:
-    state = cpu.state
+def check_cr0(value: int) -> None:
+    """Raise #GP(0) for a combination of bits that CR0 cannot have."""
     if (value & CR0_PG and not value & CR0_PE) or (value & CR0_NW and not value & CR0_CD):
         raise general_protection(0)
+
+
+def check_cr4(cpu: Cpu, value: int) -> None:
+    """Raise #GP(0) for what CR4 cannot be: a bit that is reserved, or PAE paging with a reserved bit in a PDPTE."""
+    state = cpu.state
+    if value & ~cpu.model.cr4_mask:
+        raise general_protection(0)
+    if (state.cr4 ^ value) & _CR4_TRANSLATION and state.cr0 & CR0_PG:
+        check_pdptes(cpu.memory, value, state.cr3)
+
+
+def _write_cr0(cpu: Cpu, value: int) -> None:
+    state = cpu.state
+    check_cr0(value)
     value = value & CR0_WRITABLE | CR0_ET
     changed = state.cr0 ^ value
     if changed & value & CR0_PG:
@@ -144,11 +158,8 @@ def _write_cr3(cpu: Cpu, value: int) -> None:
 
 def _write_cr4(cpu: Cpu, value: int) -> None:
     state = cpu.state
-    if value & ~cpu.model.cr4_mask:
-        raise general_protection(0)
+    check_cr4(cpu, value)
     changed = state.cr4 ^ value
-    if changed & _CR4_TRANSLATION and state.cr0 & CR0_PG:
-        check_pdptes(cpu.memory, value, state.cr3)
     state.cr4 = value
     if changed & _CR4_TRANSLATION:
         cpu.mmu.flush()

@@ -18,9 +18,10 @@ from machine.mmu import Mmu
 from machine.ports import PortBus
 from machine.state import ESP, MASK32, SEG_DB, SS, CpuState
 
-# Told of a task switch before anything of it is done: the new TSS's selector, whether it is by IRET, whether by JMP,
-# and the error code that will be pushed. It may raise GuestFault instead of returning.
-TaskSwitchObserver = Callable[[int, bool, bool, int | None], None]
+# Told of a task switch before anything of it is done, once the descriptor of the new TSS is found good: its selector,
+# whether it is by IRET, whether by JMP, the error code that will be pushed, and the EFLAGS that will be saved. It may
+# raise GuestFault instead of returning.
+TaskSwitchObserver = Callable[[int, bool, bool, int | None, int], None]
 
 # Arithmetic, or what makes it when it is needed first: to measure a host's takes milliseconds.
 AluSource = Alu | Callable[[], Alu]

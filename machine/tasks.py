@@ -113,8 +113,6 @@ def switch_task(
             or #PF in the new task. The trap of its T bit becomes `cpu.pending_debug`.
     """
     state, mmu = cpu.state, cpu.mmu
-    if cpu.before_task_switch is not None:
-        cpu.before_task_switch(selector, kind is SwitchKind.RETURN, kind is SwitchKind.JUMP, error_code)
     old = state.tr
     code = selector & SELECTOR_INDEX | ext
     is_32 = bool(target.type & IS_32)
@@ -122,6 +120,9 @@ def switch_task(
         raise not_present(code)
     if target.limit < (LIMIT_32 if is_32 else LIMIT_16):
         raise invalid_tss(code)
+    flags = state.eflags if saved_flags is None else saved_flags
+    if cpu.before_task_switch is not None:
+        cpu.before_task_switch(selector, kind is SwitchKind.RETURN, kind is SwitchKind.JUMP, error_code, flags)
     old_is_32 = bool(old.attributes & IS_32)
     first, end = (EIP_32, LDT_32) if old_is_32 else (IP_16, LDT_16)
     if old.limit < end - 1:
@@ -137,7 +138,6 @@ def switch_task(
     if kind is not SwitchKind.RETURN:
         check_busy(cpu, target.linear)
 
-    flags = state.eflags if saved_flags is None else saved_flags
     if kind is SwitchKind.RETURN:
         flags &= ~NT
     if kind is not SwitchKind.CALL:

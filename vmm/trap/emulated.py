@@ -8,6 +8,8 @@ Source: AMD64 APM Vol. 2, "Secure Virtual Machine": "VMRUN Instruction", "#VMEXI
 
 from __future__ import annotations
 
+import sys
+
 from machine.cpu import Cpu
 from machine.debug import DebugControl, FaultLevel, Stop, StopKind
 from machine.faults import DebugFault, GuestFault, PageFault, SoftwareInterrupt, Vector
@@ -16,7 +18,7 @@ from machine.fpu import FpuFrozen
 from machine.interrupts import Delivery, TripleFault
 from machine.memory import PAGE_SHIFT, READ_ONLY
 from machine.paging import DIRTY, RW, entries, permits
-from machine.state import CR0_PG, SHADOW_MOV_SS
+from machine.state import CR0_PG, CS, DR7_GD, MASK32, SEG_DB, SHADOW_MOV_SS
 from vmm.bt import BinaryTranslator
 from vmm.native import stateblock
 from vmm.native.adaptation import Culprits
@@ -97,6 +99,8 @@ class GuestMode(BinaryTranslator):
         self._waiting: Intercepted | None = None  # noticed in emitted code, which has to be synchronized first
         self._serving_fault = False
         self._delivering = False
+        self._software_event = 0  # as EXITINTINFO tells it, while INT n, INT3, INTO or INT1 enters its handler
+        self._goal_icount = sys.maxsize  # until `run` says: the timer of `vmrun` comes first
         self.delivery: Delivery | None = None
         self.second: GuestFault | None = None
         self.fault_window: Window | None = None
@@ -264,7 +268,9 @@ class GuestMode(BinaryTranslator):
             return super()._deliver_fault(fault, eip)
         if isinstance(fault, Intercepted):
             state.eip = eip
-            return self._leave(fault.code, fault.info1, fault.info2, length=fault.length)
+            return self._leave(
+                fault.code, fault.info1, fault.info2, length=fault.length, interrupted=self._software_event
+            )
         if isinstance(fault, FpuFrozen):
             if policy.three & Intercept3.FERR_FREEZE:
                 state.eip = eip
@@ -274,15 +280,24 @@ class GuestMode(BinaryTranslator):
             eip = fault.return_eip
         if policy.exceptions >> fault.vector & 1:
             state.eip = eip
-            if isinstance(fault, DebugFault):
-                state.dr[6] |= fault.conditions
             self.delivery = None
-            return self._leave_for_exception(fault)
+            if isinstance(fault, DebugFault):  # as its handler would find them
+                state.dr[6] |= fault.conditions
+                state.dr[7] &= ~DR7_GD
+            elif fault.vector == Vector.BR:
+                return self._leave(ExitCode.EXCP_BR, length=self._length_of_instruction())
+            return self._leave_for_exception(fault, self._software_event)
         if fault.vector in self._debug.caught_vectors and not self._deliver_caught:
             return super()._deliver_fault(fault, eip)
         self._note_exception(fault)
         state.eip = eip
         return self._deliver(Delivery.of_fault(fault, eip))
+
+    def _length_of_instruction(self) -> int:
+        """In bytes, of the one at EIP, which has been executed."""
+        cs = self._cpu.state.segments[CS]
+        block, _ = self._cache.find(cs.base + self._cpu.state.eip & MASK32, bool(cs.attributes & SEG_DB), single=True)
+        return block.offsets[1]
 
     def _note_exception(self, fault: GuestFault) -> None:
         """An exception is about to be delivered."""
@@ -299,7 +314,14 @@ class GuestMode(BinaryTranslator):
             self._cpu.state.eip = eip
             self.delivery = None
             return self._leave(exception_code(event.vector), length=next_eip - eip & 0xFFFF_FFFF)
-        return super()._deliver_software(event, eip, next_eip)
+        self.delivery = None  # the instruction is executed again
+        self._software_event = Event(
+            event.vector, EventType.SOFTWARE if event.by_int_n else EventType.EXCEPTION
+        ).encode()
+        try:
+            return super()._deliver_software(event, eip, next_eip)
+        finally:
+            self._software_event = 0
 
     # Running.
 
@@ -321,7 +343,9 @@ class GuestMode(BinaryTranslator):
             elif single:
                 stop = self._execute_one(check_breakpoints=False) or self._leave(ExitCode.EXCP_DB)
             elif lines.nmi_pending and not state.nmi_blocked and state.shadow != SHADOW_MOV_SS:
-                return self._leave(ExitCode.NMI)
+                if self.policy.three & Intercept3.NMI:
+                    return self._leave(ExitCode.NMI)
+                stop = self._take_nmi()
             elif self._virtual_interrupt and state.eflags & IF and not state.shadow and not cpu.repeating:
                 stop = self._take_virtual_interrupt()
             elif state.halted or self._patience < 0 or self._is_late():
@@ -335,6 +359,14 @@ class GuestMode(BinaryTranslator):
                 skip_breakpoint = False
             if stop is not None:
                 return stop
+
+    def _take_nmi(self) -> Stop | None:
+        """A physical NMI that is the guest's."""
+        state = self._cpu.state
+        self._cpu.lines.take_nmi()
+        state.nmi_blocked = 1
+        self._patience -= 1
+        return self._deliver(Delivery.of_event(Vector.NMI, external=True, error_code=None, return_eip=state.eip))
 
     def _take_virtual_interrupt(self) -> Stop | None:
         """V_IRQ is set, and the guest can take it."""
@@ -445,11 +477,13 @@ class GuestMode(BinaryTranslator):
         if self.policy.exceptions >> Vector.PF & 1:
             raise Intercepted(ExitCode.EXCP_PF, error | PF_USER * user, linear)
 
-    def _before_task_switch(self, selector: int, by_iret: bool, by_jump: bool, error_code: int | None) -> None:
+    def _before_task_switch(
+        self, selector: int, by_iret: bool, by_jump: bool, error_code: int | None, flags: int
+    ) -> None:
         if self.policy.active and self.policy.three & Intercept3.TASK_SWITCH:
             cause = TaskSwitchCause.IRET if by_iret else TaskSwitchCause.JUMP if by_jump else TaskSwitchCause(0)
-            rf = bool(self._cpu.state.eflags & RF)
-            raise Intercepted(ExitCode.TASK_SWITCH, *TaskSwitchInfo(selector, cause, error_code, rf).encode())
+            info = TaskSwitchInfo(selector, cause, error_code, bool(flags & RF))
+            raise Intercepted(ExitCode.TASK_SWITCH, *info.encode())
 
 
 def encode(delivery: Delivery) -> int:

@@ -432,7 +432,7 @@ class TrapEngine(GuestMode):
         error, linear = block.exitinfo1, block.exitinfo2
         write, user = bool(error & PF_WRITE), bool(error & PF_USER)
         window = self.fault_window
-        if block.exitintinfo:
+        if block.exitintinfo and self.delivery is not None:
             assert self.second is not None
             self._reason = "EXCP_PF true"
             return self._go_on_delivering(self.second)

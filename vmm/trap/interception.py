@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from iced_x86 import Instruction, Register
+from iced_x86 import CodeSize, Instruction, Mnemonic, Register
 
 from machine import control
 from machine.cpu import Cpu
@@ -25,11 +25,10 @@ from machine.instructions.operands import (
     gpr_number,
     is_memory,
     read,
-    read_word,
     segment_number,
     size_bytes,
 )
-from machine.state import CR0_CD, CR0_MP, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR4_TSD, ECX, EDX, MASK32, SegmentRegister
+from machine.state import CR0_MP, CR0_PE, CR0_TS, CR4_TSD, ECX, EDX, MASK32, SS, SegmentRegister
 from vmm.blocks import BlockCache
 from vmm.trap.exitcodes import ExitCode
 from vmm.trap.exitinfo import IoInfo, RegisterAccessInfo
@@ -89,8 +88,7 @@ class Policy:
 
     def rows(self) -> frozenset[str]:
         """The rows of the instruction table that may be intercepted."""
-        names = {name for name, (bit, _, _) in _SIMPLE.items() if self.three & bit}
-        names |= {name for name, (bit, _, _) in _TABLES.items() if self.three & bit}
+        names = {name for name, simple in _SIMPLE.items() if self.three & simple.bit}
         if self.three & Intercept3.IOIO_PROT:
             names |= {"in", "out", *_STRING_PORTS}
         if self.three & Intercept3.MSR_PROT:
@@ -118,7 +116,10 @@ class InterceptingCache(BlockCache):
     def _build(self, instruction: Instruction) -> tuple[Operation, Effect]:
         operation, effect = super()._build(instruction)
         row = lookup(instruction.code, self.cpu.model.instructions)
-        check = None if row is None else check_of(row.mnemonic, self.cpu, self._policy, instruction)
+        if row is None:
+            check = _check_without_row(self.cpu, self._policy, instruction)
+        else:
+            check = check_of(row.mnemonic, self.cpu, self._policy, instruction)
         if check is None:
             return operation, effect
         policy = self._policy
@@ -135,72 +136,121 @@ def check_of(row: str, cpu: Cpu, policy: Policy, instruction: Instruction) -> Ch
     """What raises `Intercepted` if the policy says so; None for an instruction that is never intercepted."""
     if row in _SIMPLE:
         return _check_simple(row, cpu, policy, instruction)
-    if row in _TABLES:
-        return _check_table(row, cpu, policy, instruction)
     if row in _STRING_PORTS:
         return _check_string_port(row, cpu, policy, instruction)
     builder = _BUILDERS.get(row)
     return None if builder is None else builder(cpu, policy, instruction)
 
 
-# Bit of the third vector, exit code, whether CPL is asked first.
-_SIMPLE: dict[str, tuple[int, ExitCode, bool]] = {
-    "cpuid": (Intercept3.CPUID, ExitCode.CPUID, False),
-    "hlt": (Intercept3.HLT, ExitCode.HLT, True),
-    "invd": (Intercept3.INVD, ExitCode.INVD, True),
-    "pause": (Intercept3.PAUSE, ExitCode.PAUSE, False),
-    "rdtsc": (Intercept3.RDTSC, ExitCode.RDTSC, False),
-    "invlpg": (Intercept3.INVLPG, ExitCode.INVLPG, True),
-    "int": (Intercept3.SWINT, ExitCode.SWINT, False),
-    **dict.fromkeys(("pushf", "pushfd"), (Intercept3.PUSHF, ExitCode.PUSHF, False)),
-    **dict.fromkeys(("popf", "popfd"), (Intercept3.POPF, ExitCode.POPF, False)),
-    **dict.fromkeys(("iret", "iretd"), (Intercept3.IRET, ExitCode.IRET, False)),
+@dataclass(frozen=True, slots=True)
+class _Simple:
+    """A row whose exit tells no more than that it comes.
+
+    Attributes:
+        bit: of the third vector.
+        code: EXITCODE.
+        privileged: for CPL 0 alone, which is asked first.
+        operand_bytes: of its operand in memory, whose limits are asked first.
+        writes: the operand is written to.
+        protected_only: #UD in real and virtual-8086 mode, which is asked first.
+    """
+
+    bit: int
+    code: ExitCode
+    privileged: bool = False
+    operand_bytes: int = 0
+    writes: bool = False
+    protected_only: bool = False
+
+
+_SIMPLE: dict[str, _Simple] = {
+    "cpuid": _Simple(Intercept3.CPUID, ExitCode.CPUID),
+    "hlt": _Simple(Intercept3.HLT, ExitCode.HLT, privileged=True),
+    "invd": _Simple(Intercept3.INVD, ExitCode.INVD, privileged=True),
+    "pause": _Simple(Intercept3.PAUSE, ExitCode.PAUSE),
+    "rdtsc": _Simple(Intercept3.RDTSC, ExitCode.RDTSC),
+    "invlpg": _Simple(Intercept3.INVLPG, ExitCode.INVLPG, privileged=True),
+    "int": _Simple(Intercept3.SWINT, ExitCode.SWINT),
+    **dict.fromkeys(("pushf", "pushfd"), _Simple(Intercept3.PUSHF, ExitCode.PUSHF)),
+    **dict.fromkeys(("popf", "popfd"), _Simple(Intercept3.POPF, ExitCode.POPF)),
+    **dict.fromkeys(("iret", "iretd"), _Simple(Intercept3.IRET, ExitCode.IRET)),
+    "sidt": _Simple(Intercept3.IDTR_READ, ExitCode.IDTR_READ, operand_bytes=6, writes=True),
+    "sgdt": _Simple(Intercept3.GDTR_READ, ExitCode.GDTR_READ, operand_bytes=6, writes=True),
+    "lidt": _Simple(Intercept3.IDTR_WRITE, ExitCode.IDTR_WRITE, privileged=True, operand_bytes=6),
+    "lgdt": _Simple(Intercept3.GDTR_WRITE, ExitCode.GDTR_WRITE, privileged=True, operand_bytes=6),
+    "sldt": _Simple(Intercept3.LDTR_READ, ExitCode.LDTR_READ, operand_bytes=2, writes=True, protected_only=True),
+    "str": _Simple(Intercept3.TR_READ, ExitCode.TR_READ, operand_bytes=2, writes=True, protected_only=True),
+    "lldt": _Simple(Intercept3.LDTR_WRITE, ExitCode.LDTR_WRITE, privileged=True, operand_bytes=2, protected_only=True),
+    "ltr": _Simple(Intercept3.TR_WRITE, ExitCode.TR_WRITE, privileged=True, operand_bytes=2, protected_only=True),
 }
-# Of descriptor tables: bit, exit code, whether the instruction writes the register, which CPL 0 alone may.
-_TABLES: dict[str, tuple[int, ExitCode, bool]] = {
-    "sidt": (Intercept3.IDTR_READ, ExitCode.IDTR_READ, False),
-    "sgdt": (Intercept3.GDTR_READ, ExitCode.GDTR_READ, False),
-    "sldt": (Intercept3.LDTR_READ, ExitCode.LDTR_READ, False),
-    "str": (Intercept3.TR_READ, ExitCode.TR_READ, False),
-    "lidt": (Intercept3.IDTR_WRITE, ExitCode.IDTR_WRITE, True),
-    "lgdt": (Intercept3.GDTR_WRITE, ExitCode.GDTR_WRITE, True),
-    "lldt": (Intercept3.LDTR_WRITE, ExitCode.LDTR_WRITE, True),
-    "ltr": (Intercept3.TR_WRITE, ExitCode.TR_WRITE, True),
-}
-_PROTECTED_MODE_ONLY = frozenset({"sldt", "str", "lldt", "ltr"})
 
 
 def _check_simple(row: str, cpu: Cpu, policy: Policy, instruction: Instruction) -> Check:
-    bit, code, privileged = _SIMPLE[row]
-    state, length = cpu.state, instruction.len
+    simple = _SIMPLE[row]
+    state, mmu, length = cpu.state, cpu.mmu, instruction.len
     vector = instruction.immediate8 if row == "int" else 0
-    segment, offset = address(cpu, instruction) if row == "invlpg" else (state.segments[0], int)
+    has_operand = simple.operand_bytes and is_memory(instruction, 0)
+    segment, offset = address(cpu, instruction) if row == "invlpg" or has_operand else (state.segments[0], int)
 
     def check() -> None:
-        if not policy.three & bit:
+        if not policy.three & simple.bit:
             return
-        if privileged:
+        if simple.protected_only and (not state.cr0 & CR0_PE or state.eflags & VM):
+            return  # the instruction raises #UD
+        if simple.privileged:
             control.check_privilege(cpu)
         if row == "rdtsc" and state.cr4 & CR4_TSD and state.cpl and state.cr0 & CR0_PE:
             raise general_protection()
+        if has_operand and segment is not state.segments[SS]:
+            mmu.check_segment(segment, offset(), simple.operand_bytes, write=simple.writes)
         info = segment.base + offset() & MASK32 if row == "invlpg" else vector
-        raise Intercepted(code, info, 0, length)
+        raise Intercepted(simple.code, info, 0, length)
 
     return check
 
 
-def _check_table(row: str, cpu: Cpu, policy: Policy, instruction: Instruction) -> Check:
-    bit, code, privileged = _TABLES[row]
+@dataclass(frozen=True, slots=True)
+class _NoRow:
+    """An instruction that the guest's CPU lacks, but the hardware has: SVM's own, and RSM outside SMM.
+
+    Attributes:
+        vector: name of the intercept vector in the policy.
+        bit, code: as of `_Simple`.
+        before_exceptions: the intercept comes before the mode and CPL are asked; where those forbid one of the others,
+            #UD as of any CPU of the guest's model is what it gets.
+    """
+
+    vector: str
+    bit: int
+    code: ExitCode
+    before_exceptions: bool = False
+
+
+_WITHOUT_ROW: dict[int, _NoRow] = {
+    Mnemonic.RSM: _NoRow("three", Intercept3.RSM, ExitCode.RSM, before_exceptions=True),
+    Mnemonic.INVLPGA: _NoRow("three", Intercept3.INVLPGA, ExitCode.INVLPGA),
+    Mnemonic.VMRUN: _NoRow("four", Intercept4.VMRUN, ExitCode.VMRUN),
+    Mnemonic.VMMCALL: _NoRow("four", Intercept4.VMMCALL, ExitCode.VMMCALL, before_exceptions=True),
+    Mnemonic.VMLOAD: _NoRow("four", Intercept4.VMLOAD, ExitCode.VMLOAD),
+    Mnemonic.VMSAVE: _NoRow("four", Intercept4.VMSAVE, ExitCode.VMSAVE),
+    Mnemonic.STGI: _NoRow("four", Intercept4.STGI, ExitCode.STGI),
+    Mnemonic.CLGI: _NoRow("four", Intercept4.CLGI, ExitCode.CLGI),
+    Mnemonic.SKINIT: _NoRow("four", Intercept4.SKINIT, ExitCode.SKINIT),
+}
+
+
+def _check_without_row(cpu: Cpu, policy: Policy, instruction: Instruction) -> Check | None:
+    rule = _WITHOUT_ROW.get(instruction.mnemonic)
+    if rule is None:
+        return None
     state, length = cpu.state, instruction.len
 
     def check() -> None:
-        if not policy.three & bit:
+        if not (policy.three if rule.vector == "three" else policy.four) & rule.bit:
             return
-        if row in _PROTECTED_MODE_ONLY and (not state.cr0 & CR0_PE or state.eflags & VM):
+        if not rule.before_exceptions and (state.cpl or not state.cr0 & CR0_PE):
             return  # the instruction raises #UD
-        if privileged:
-            control.check_privilege(cpu)
-        raise Intercepted(code, 0, 0, length)
+        raise Intercepted(rule.code, 0, 0, length)
 
     return check
 
@@ -225,12 +275,15 @@ def _check_int1(_cpu: Cpu, policy: Policy, instruction: Instruction) -> Check:
 def _check_port(cpu: Cpu, policy: Policy, instruction: Instruction, *, is_in: bool) -> Check:
     size = size_bytes(instruction, 0 if is_in else 1)
     port, length = read(cpu, instruction, 1 if is_in else 0), instruction.len
+    address_bits = 16 if instruction.code_size == CodeSize.CODE16 else 32
 
     def check() -> None:
         if policy.three & Intercept3.IOIO_PROT:
             control.check_io(cpu, port(), size)
             if policy.io.intercepts(port(), size):
-                raise Intercepted(ExitCode.IOIO, IoInfo(port(), size, is_in).encode()[0], 0, length)
+                raise Intercepted(
+                    ExitCode.IOIO, IoInfo(port(), size, is_in, address_bits=address_bits).encode()[0], 0, length
+                )
 
     return check
 
@@ -308,35 +361,27 @@ def _check_mov_to_cr(cpu: Cpu, policy: Policy, instruction: Instruction) -> Chec
     def check() -> None:
         control.check_privilege(cpu)
         value = source()
-        if number == 0 and ((value & CR0_PG and not value & CR0_PE) or (value & CR0_NW and not value & CR0_CD)):
-            return  # the instruction raises #GP
-        if number == 4 and value & ~cpu.model.cr4_mask:
-            return
-        if number in (0, 2, 3, 4):
-            _check_cr_write(cpu, policy, number, value, info, length)
+        if number == 0:
+            control.check_cr0(value)
+        elif number == 4:
+            control.check_cr4(cpu, value)
+        elif number not in (2, 3):
+            return  # the instruction raises #UD
+        if policy.cr >> (CR_WRITE_SHIFT + number) & 1:
+            raise Intercepted(ExitCode.CR0_WRITE + number, info, 0, length)
+        changed = (cpu.state.cr0 ^ value) & control.CR0_WRITABLE & ~_SELECTIVE
+        if number == 0 and policy.three & Intercept3.CR0_SEL_WRITE and changed:
+            raise Intercepted(ExitCode.CR0_SEL_WRITE, info, 0, length)
 
     return check
 
 
-def _check_cr_write(cpu: Cpu, policy: Policy, number: int, value: int, info: int, length: int) -> None:
-    if policy.cr >> (CR_WRITE_SHIFT + number) & 1:
-        raise Intercepted(ExitCode.CR0_WRITE + number, info, 0, length)
-    changed = (cpu.state.cr0 ^ value) & control.CR0_WRITABLE & ~_SELECTIVE
-    if number == 0 and policy.three & Intercept3.CR0_SEL_WRITE and changed:
-        raise Intercepted(ExitCode.CR0_SEL_WRITE, info, 0, length)
-
-
 def _check_lmsw(cpu: Cpu, policy: Policy, instruction: Instruction) -> Check:
-    source, is_in_memory = read_word(cpu, instruction, 0), is_memory(instruction, 0)
-
-    def check() -> None:
+    def check() -> None:  # whatever the value is, so that memory is not read
         control.check_privilege(cpu)
-        if policy.cr >> CR_WRITE_SHIFT & 1:  # before memory is read
+        if policy.cr >> CR_WRITE_SHIFT & 1:
             raise Intercepted(ExitCode.CR0_WRITE, 0, 0, instruction.len)
-        if policy.three & Intercept3.CR0_SEL_WRITE and not is_in_memory:
-            cr0 = cpu.state.cr0
-            _check_cr_write(cpu, policy, 0, cr0 & ~0xF | source() & 0xF | cr0 & CR0_PE, 0, instruction.len)
-        elif policy.three & Intercept3.CR0_SEL_WRITE:
+        if policy.three & Intercept3.CR0_SEL_WRITE:
             raise Intercepted(ExitCode.CR0_SEL_WRITE, 0, 0, instruction.len)
 
     return check
