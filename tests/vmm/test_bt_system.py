@@ -70,6 +70,7 @@ def test_cpuid_stays_in_the_translation_cache(leaf: int) -> None:
         assert not twins.count("callouts")
 
 
+@bt_alone
 def test_polling_a_port_while_an_interrupt_waits_that_is_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     """As kernels do that measure the TSC: they must not be asked at each access whether they want it now."""
     entered = 0

@@ -15,7 +15,6 @@ from vmm.native.operands import (
     R9D,
     R10,
     R12D,
-    RAX,
     Label,
     Memory,
     Register,
@@ -134,7 +133,7 @@ def emit_gate_entry(writer: Routine, *, by_fault: bool, external: bool = False) 
     emit("mov", field("interrupt_flag"), 0)
     writer.asm.bind(trap)
     emit("mov", field("cpl"), 0)
-    writer.enter_space("kernel_space")
+    writer.enter_space("kernel_space", is_used=True)
 
 
 def _emit_frame(writer: Routine, base: Register, frame_bytes: int, *, by_fault: bool) -> None:
@@ -229,8 +228,7 @@ def emit_iret(writer: Routine) -> None:
     emit("mov", word("segments", 2 * CS), R9D)
     emit("mov", word("segments", 2 * CS + 1), EDX)
     emit("lea", R12D, Memory(0, R12D, displacement=12))
-    emit("mov", RAX, field("window"))
-    emit("wrgsbase", RAX)
+    writer.use_own_window()
     emit("jmp", flags_known)
     writer.asm.bind(outer)
     # CPL is 0 here: a lower RPL than CPL fails, and 3 has no other.
@@ -311,6 +309,7 @@ def _emit_load_flags(writer: Routine, *, with_iopl: bool) -> None:
     if with_iopl:
         writer.load_interrupt_flag(image)
     writer.load_system_flags(image, ID | (IOPL if with_iopl else 0))
+    writer.load_direction(image)
     emit("mov", EAX, image)
     emit("and", EAX, RFLAGS)
     emit("or", EAX, HOST_FLAGS)

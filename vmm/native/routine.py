@@ -92,12 +92,18 @@ class Routine:
     def load_saved(self) -> None:
         """EAX, ECX, EDX and RFLAGS as they were."""
         if self._has_image:
-            self.emit("push", field("routine_flags"))
-            self.emit("popfq")
+            # As LAHF and SETO would have left them; POPFQ takes several times as long, and DF has not changed.
+            self.emit("mov", EAX, word("routine_flags", 0))
+            self.emit("mov", ECX, EAX)
+            self.emit("and", EAX, _LAHF_MASK)
+            self.emit("shl", EAX, 8)
+            self.emit("shr", ECX, _OF_BIT)
+            self.emit("and", ECX, 1)
+            self.emit("or", EAX, ECX)
         else:
             self.emit("mov", EAX, field("routine_status"))
-            self.emit("add", AL, 0x7F)  # overflows from 1 alone
-            self.emit("sahf")
+        self.emit("add", AL, 0x7F)  # overflows from 1 alone
+        self.emit("sahf")
         for number, register in enumerate(SAVED):
             self.emit("mov", register, word("routine_registers", number))
 
@@ -135,11 +141,27 @@ class Routine:
         self.unless("e")
 
     def use_kernel_window(self) -> None:
-        """GS = the supervisor's window of this address space; tables and inner stacks are read with its rights."""
+        """GS = the supervisor's window of this address space; tables and inner stacks are read with its rights.
+
+        At CPL 0 it is that already; WRGSBASE takes longer than most routines without it.
+        """
+        used = Label()
+        self.emit("cmp", field("cpl"), 0)
+        self.emit("je", used)
         self.emit("mov", RAX, qword_of("kernel_space", 0))
         self.emit("test", RAX, RAX)
         self.unless("ne")
         self.emit("wrgsbase", RAX)
+        self.asm.bind(used)
+
+    def use_own_window(self) -> None:
+        """GS = the current window, after `use_kernel_window`."""
+        used = Label()
+        self.emit("cmp", field("cpl"), 0)
+        self.emit("je", used)
+        self.emit("mov", RAX, field("window"))
+        self.emit("wrgsbase", RAX)
+        self.asm.bind(used)
 
     def read_descriptor(self, selector: Register) -> None:
         """ECX, EDX = the descriptor in the GDT; EAX is its address. Fails for null, the LDT, and beyond the limit."""
@@ -169,10 +191,11 @@ class Routine:
         self.emit("shr", destination, DPL_BIT)
         self.emit("and", destination, 3)
 
-    def enter_space(self, name: str) -> None:
-        """Make a space current that is known to exist: GS, R14 and what an exit would say."""
+    def enter_space(self, name: str, *, is_used: bool = False) -> None:
+        """Make a space current that is known to exist: GS if it is not that yet, R14, and what an exit would say."""
         self.emit("mov", RAX, qword_of(name, 0))
-        self.emit("wrgsbase", RAX)
+        if not is_used:
+            self.emit("wrgsbase", RAX)
         self.emit("mov", field("window"), RAX)
         self.emit("mov", R14, qword_of(name, 1))
         self.emit("mov", field("dispatch"), R14)
@@ -202,6 +225,17 @@ class Routine:
         self.emit("mov", EAX, image)
         self.emit("and", EAX, IF)
         self.emit("mov", field("interrupt_flag"), EAX)
+
+    def load_direction(self, image: Register | Memory) -> None:
+        """DF = that of an image of EFLAGS."""
+        up, done = Label(), Label()
+        self.emit("test", image, DF)
+        self.emit("je", up)
+        self.emit("std")
+        self.emit("jmp", done)
+        self.asm.bind(up)
+        self.emit("cld")
+        self.asm.bind(done)
 
     def load_system_flags(self, image: Register | Memory, mask: int) -> None:
         """Load some of IOPL, ID and their like from an image of EFLAGS; EAX is lost."""
