@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 
@@ -26,12 +26,13 @@ from gdbstub.cli_serial import Lines, SinkError
 from gdbstub.debuggee import End, EndKind
 from gdbstub.guest import GuestTarget
 from gdbstub.server import ListenError, Server, listen
-from machine.engine import EngineError
+from machine.engine import CountsExits, Engine, EngineError, LocatesExits
 from machine.loaders.errors import ImageError
 from machine.memory import MemorySizeError
 from machine.pc import Machine
 
 SIGNAL_STATUS = 128
+_SITES = 10
 _COM1, _COM2 = "serial", "serial 2"
 _LINE_NAMES = (_COM1, _COM2)
 _FULL_COLLECTION_EVERY = 1000  # collections of the middle generation; Python itself says 10
@@ -197,9 +198,20 @@ async def _serve(
     return ends[0] if ends else End(EndKind.KILLED)
 
 
+def _exits(engine: Engine) -> dict[str, object]:
+    """Of an engine with exits: these by reason, and the addresses in the guest that cost most."""
+    record: dict[str, object] = {}
+    if isinstance(engine, CountsExits):
+        record["exits"] = [asdict(row) for row in engine.exit_counts()]
+    if isinstance(engine, LocatesExits):
+        names = ("eip", "count", "total_ns")
+        record["exit_sites"] = [dict(zip(names, site, strict=True)) for site in engine.exit_sites(_SITES)]
+    return record
+
+
 def _write_statistics(path: str, machine: Machine, end: End) -> None:
     statistics = counters.for_programs(machine.statistics())
-    record = {"end": end.kind.name.lower(), "status": end.status, "statistics": statistics}
+    record = {"end": end.kind.name.lower(), "status": end.status, "statistics": statistics, **_exits(machine.engine)}
     try:
         Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     except OSError as error:

@@ -68,7 +68,8 @@ def _exit_site_rows(guest: GuestTarget) -> Iterable[Row]:
         for eip, count, total_ns in engine.exit_sites(SITES):
             yield {**_costs(count, total, total_ns), "EIP": f"{eip:#010x}"}
     if not _exit_counts(guest) or not isinstance(engine, LocatesExits):
-        yield {**dict.fromkeys(_COSTS, "-"), "EIP": _none(guest)}
+        told = isinstance(engine, LocatesExits) or not isinstance(engine, CountsExits)
+        yield {**dict.fromkeys(_COSTS, "-"), "EIP": _none(guest) if told else f"{engine.name} does not tell where"}
 
 
 def _none(guest: GuestTarget) -> str:

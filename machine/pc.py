@@ -75,6 +75,7 @@ class Machine:
         memory, clock, lines, board, cpu, firmware: the parts; new ones after each `restart`.
         engine: what runs the CPU.
         resets: how often RESET was pulled since power-on.
+        engine_since_icount: when it took over: what it has counted begins there.
     """
 
     image: LoadedImage
@@ -85,6 +86,7 @@ class Machine:
     cpu: Cpu
     firmware: Firmware
     engine: Engine
+    engine_since_icount: int
 
     def __init__(
         self,
@@ -126,8 +128,7 @@ class Machine:
         self._record(None)
         for entry in self.options.replay:
             self._replay.append((entry, self.clock.schedule(entry.at_ns, partial(self._apply, entry))))
-        self.engine = factory(self)
-        self.engine.enter()
+        self._let_run(factory(self))
 
     def _assemble(self, image: LoadedImage) -> None:
         """New parts, wired, with power but not booted."""
@@ -232,8 +233,7 @@ class Machine:
                 event = self.clock.resume(list(at), partial(self._apply, entry))
                 assert event is not None
                 self._replay.append((entry, event))
-            self.engine = factory(self)
-            self.engine.enter()
+            self._let_run(factory(self))
         except EngineError:
             self._release()
             raise
@@ -257,7 +257,10 @@ class Machine:
             return
         engine = factory(self)
         self.engine.leave()
-        self.engine = engine
+        self._let_run(engine)
+
+    def _let_run(self, engine: Engine) -> None:
+        self.engine, self.engine_since_icount = engine, self.clock.icount
         engine.enter()
 
     def statistics(self) -> dict[str, int | float | str]:
@@ -269,6 +272,7 @@ class Machine:
             "virtual ns": clock.now_ns,
             "virtual ns in HLT": clock.idle_ns,
             "resets": self.resets,
+            "engine since icount": self.engine_since_icount,
             "undefined flags": self.cpu.alu.profile.name,
             **self.engine.statistics(),
         }

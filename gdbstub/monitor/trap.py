@@ -47,7 +47,7 @@ def show_vmcb(guest: GuestTarget, _words: list[str]) -> Iterator[str]:
 
     engine = guest.machine.engine
     if not isinstance(engine, HasVmcb):
-        raise TargetError(f"The engine `{engine.name}` has no VMCB; `trap` and `trap nested` have.")
+        raise TargetError(f"The engine `{engine.name}` has no VMCB; `trap`, `trap nested` and `hybrid` have.")
     yield describe(engine.vmcb)
 
 

@@ -31,6 +31,17 @@ def test_a_boot_to_the_end(paging: str, tmp_path: Path) -> None:
     clocks = ("seconds_in_guest", "seconds_in_vmm", "seconds_in_emulation_of_hardware")
     assert all(statistics[name] > 0 for name in clocks)
     assert statistics["world_switches"] == statistics["exits"]
+    record = json.loads(report.read_text())
+    assert sum(row["count"] for row in record["exits"]) == statistics["exits"]
+    assert all(row["total_ns"] > 0 and statistics[_key(row["reason"])] == row["count"] for row in record["exits"])
+    sites = record["exit_sites"]
+    assert len(sites) == 10
+    assert [site["total_ns"] for site in sites] == sorted((site["total_ns"] for site in sites), reverse=True)
+    assert all(site["count"] > 0 and site["eip"] > 0 for site in sites)
+
+
+def _key(reason: str) -> str:
+    return "exits_" + re.sub(r"[^a-z0-9]+", "_", reason.lower()).strip("_")
 
 
 def test_gdb_changes_engines_in_mid_run_and_reads_the_statistics_of_each() -> None:
