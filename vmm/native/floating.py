@@ -16,6 +16,7 @@ from iced_x86 import (
     Encoder,
     Instruction,
     InstructionInfoFactory,
+    Mnemonic,
     OpAccess,
     OpCodeInfo,
     OpCodeOperandKind,
@@ -42,6 +43,14 @@ _UNGATED: Final = frozenset({"movnti"})
 _CALLOUTS: Final = frozenset({"cvtpi2ps", "cvtpi2pd", "cvtps2pi", "cvttps2pi", "cvtpd2pi", "cvttpd2pi"})
 FLOATING: Final = (x87.COMPUTED | simd.COMPUTED | _CONTROL | _UNGATED) - _CALLOUTS
 """The rows that are emitted; the others of the FPU save and load more than the host should see, and are callouts."""
+
+TRANSFERS: Final = {
+    Mnemonic.FXSAVE: "fxsave",
+    Mnemonic.FXRSTOR: "fxrstor",
+    Mnemonic.LDMXCSR: "ldmxcsr",
+    Mnemonic.FNINIT: "fninit",
+}
+"""What saves or loads state in the TC: the routines by mnemonic."""
 
 _XMM_KINDS: Final = frozenset({OpCodeOperandKind.XMM_REG, OpCodeOperandKind.XMM_RM, OpCodeOperandKind.XMM_OR_MEM})
 # Their ways out of the TU store the pointers themselves.
@@ -83,6 +92,21 @@ def emit_floating(draft: Draft, instruction: Instruction, name: str) -> bool:
         last = LastInstruction(instruction.ip32, x87.opcode_of(instruction))
         place = None if operand is None else LastOperand(operand, _SEGMENTS[instruction.memory_segment])
         draft.pointers.note(len(draft.hosts) - 1, last, place)
+    return True
+
+
+def emit_state(draft: Draft, instruction: Instruction) -> bool:
+    """FXSAVE, FXRSTOR, LDMXCSR and FNINIT: the gate, and a routine."""
+    name = TRANSFERS[instruction.mnemonic]
+    if instruction.op_count:
+        place = guest.memory(instruction) if guest.is_flat(instruction) else None
+        if place is None:
+            return False
+    _emit_gate(draft, "fpu_gate" if name == "fninit" else "sse_gate")
+    if instruction.op_count:
+        assert place is not None
+        draft.asm.emit("lea", R9D, place._replace(bits=0, gs=False))
+    draft.call_routine(name, instruction.ip32, instruction.next_ip32)
     return True
 
 

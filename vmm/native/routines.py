@@ -21,6 +21,7 @@ from vmm.native.assembler import Assembler
 from vmm.native.crossings import emit_arrival, emit_interrupt, emit_iret, emit_sysenter, emit_sysexit
 from vmm.native.delivery import emit_delivery
 from vmm.native.faultroutine import emit_fault, emit_soft_fault
+from vmm.native.fpuroutines import emit_fpu_routines
 from vmm.native.operands import (
     EAX,
     EBX,
@@ -86,6 +87,7 @@ def emit_routines(
     emit_sysexit(begin("sysexit"))
     _emit_load_cr3(begin("load cr3"))
     _emit_cpuid(begin("cpuid"))
+    emit_fpu_routines(begin)
     _emit_popf(begin(WITH_IMAGE[0]))
     _emit_popf(begin("popfw"), narrow=True)
     emit_interrupt(begin("int"))

@@ -22,7 +22,7 @@ from vmm.blocks import OPTIONS
 from vmm.native import flow, guest, narrow, narrowstrings, stack, straddling, strings, system
 from vmm.native import soft as soft_forms
 from vmm.native.cache import TranslationCache
-from vmm.native.floating import FLOATING, emit_floating, prepare_pointers
+from vmm.native.floating import FLOATING, TRANSFERS, emit_floating, emit_state, prepare_pointers
 from vmm.native.ident import IDENT, emit_ident
 from vmm.native.modes import Mode
 from vmm.native.operands import Memory
@@ -78,6 +78,7 @@ EMITTERS: dict[str, Emitter] = {
     "out": system.emit_port_access,
     "invlpg": system.emit_invlpg,
     "rdtsc": system.emit_rdtsc,
+    **dict.fromkeys(TRANSFERS.values(), emit_state),
     **dict.fromkeys(_NOTHING, emit_nothing),
     **dict.fromkeys(_STRINGS, strings.emit_string),
 }

@@ -214,11 +214,14 @@ _FLOATING = (
     Form("mov", "r9d, dword [r9]", "through the gate", needs={"r9": GATE}),
 )
 _IN_PAGE = {"rax": FPU_PAGE}
+_PLACES = ("[rax]", "[rax+imm]")
 _STUBS = (
     Form("mov", "rax, qword [state.fpu_page]", "where the FPU registers are kept", gives=_IN_PAGE, stub=True),
     Form("fxsave fxrstor", "[rax]", "the FPU registers out and in", needs=_IN_PAGE, stub=True),
     Form("mov", "dword [rax+imm], ecx", "x87 pointers out", needs=_IN_PAGE, stub=True),
     Form("mov", "ecx, dword [rax+imm]", "x87 pointers in", needs=_IN_PAGE, stub=True),
+    *(Form("movups", f"xmm, {place}", "registers in an image", needs=_IN_PAGE, stub=True) for place in _PLACES),
+    *(Form("movups", f"{place}, xmm", "registers in an image", needs=_IN_PAGE, stub=True) for place in _PLACES),
     Form("cmp", "state, imm", "whether to", stub=True),
     Form("stmxcsr fnstcw ldmxcsr fldcw", "state", "the control words of the caller in C", stub=True),
     Form("fninit", "", "the caller in C wants an empty stack", stub=True),
