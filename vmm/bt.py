@@ -335,13 +335,13 @@ class BinaryTranslator(ArrivingTranslator):
         tc, cpu = self._tc, self._cpu
         assert tc is not None
         words, quads, clock, lines = tc.state.words, tc.state.quads, cpu.clock, cpu.lines
-        icount = limit_icount - quads[stateblock.BUDGET]
-        self.ports.perform(tc.state, icount)
+        may_poll = self.ports.perform(tc.state, limit_icount - quads[stateblock.BUDGET])
         is_wanted = lines.attention and self._needs_boundary(words[stateblock.INTERRUPT_FLAG])
         is_plain = clock.deadline_icount >= limit_icount and not is_wanted
         if is_plain and self._spaces.current is space and now_s <= self._deadline_s:
-            quads[stateblock.BUDGET] -= self.ports.pass_over(tc.state, space, icount)
-            self.ports.publish(tc.state, limit_icount)
+            if may_poll:
+                quads[stateblock.BUDGET] -= self.ports.pass_over(tc.state, space, clock.icount + 1)
+                self.ports.publish(tc.state, limit_icount)
             return int(words[stateblock.PORT_RESUME])
         self._sync(limit_icount, words[stateblock.ROUTINE_NEXT])
         return None

@@ -66,27 +66,34 @@ class PortAccesses:
         self._reads = 0
         block.words[stateblock.PUBLISHED_PORT] = _NO_PORT
 
-    def perform(self, block: StateBlock, icount: int) -> None:
-        """The access that the state block describes, by the instruction that retires as number `icount`."""
+    def perform(self, block: StateBlock, icount: int) -> bool:
+        """The access that the state block describes, by the instruction that retires as number `icount`.
+
+        Returns:
+            Whether it was a read of one byte, which may be polling.
+        """
         cpu, words = self._cpu, block.words
-        access, port = words[stateblock.PORT_ACCESS], words[stateblock.PORT]
-        size_bytes = access & _SIZE
-        mask = _MASKS[size_bytes]
+        access, port, eax = words[stateblock.PORT_ACCESS], words[stateblock.PORT], words[EAX]
         cpu.clock.icount = icount - 1
         self.count += 1
         words[stateblock.PUBLISHED_PORT] = _NO_PORT
-        eax = words[EAX]
+        if access == 1:
+            value = cpu.ports.load(port, 1) & 0xFF
+            words[EAX] = eax & ~0xFF | value
+            words[stateblock.PUBLISHED_VALUE] = value
+            return True
+        self._before = None
+        self._reads = 0
+        size_bytes = access & _SIZE
+        mask = _MASKS[size_bytes]
         if access != size_bytes:
-            self._before = None
-            self._reads = 0
             cpu.ports.store(port, size_bytes, eax & mask)
         else:
-            value = cpu.ports.load(port, size_bytes) & mask
-            words[EAX] = eax & ~mask | value
-            words[stateblock.PUBLISHED_VALUE] = value
+            words[EAX] = eax & ~mask | cpu.ports.load(port, size_bytes) & mask
+        return False
 
     def publish(self, block: StateBlock, limit_icount: int) -> None:
-        """If a read just performed was one of several of its port in a row, tell emitted code what others will give.
+        """If the read of a byte just performed was one of several in a row, tell emitted code what others will give.
 
         Args:
             block: the state block.
@@ -94,7 +101,7 @@ class PortAccesses:
         """
         words, clock, ports = block.words, self._cpu.clock, self._cpu.ports
         port, value = words[stateblock.PORT], words[stateblock.PUBLISHED_VALUE]
-        if words[stateblock.PORT_ACCESS] != 1 or (port, value) != self._read_before:
+        if (port, value) != self._read_before:
             self._reads = 0
         self._read_before = port, value
         self._reads += 1
