@@ -17,8 +17,9 @@ from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop, StopKind
 from machine.engine import ExitCount
 from vmm.bt import BinaryTranslator
-from vmm.phases import Chooser, Cost
+from vmm.phases import STRETCH_CYCLES, Chooser, Cost
 from vmm.prices import (
+    FREE_EXITS,
     PARTS,
     SOFTWARE_CYCLES,
     Part,
@@ -32,6 +33,39 @@ if TYPE_CHECKING:
     from vmm.trap.vmcb import Vmcb
 
 BT, TRAP = "bt", "trap"
+
+
+class _CountingTranslator(BinaryTranslator):
+    """`bt` that comes back after so many callouts.
+
+    Attributes:
+        events_left: how many.
+    """
+
+    events_left = 0
+
+    def _is_interrupted(self, limit_icount: int) -> bool:
+        self.events_left -= 1
+        if self.events_left < 0:
+            self._patience = -1
+        return super()._is_interrupted(limit_icount)
+
+
+class _CountingTrap(TrapEngine):
+    """`trap` that comes back after so many exits that have a price.
+
+    Attributes:
+        events_left: how many.
+    """
+
+    events_left = 0
+
+    def _execute(self, until_icount: int, *, skip_breakpoint: bool) -> Stop | None:
+        stop = super()._execute(until_icount, skip_breakpoint=skip_breakpoint)
+        self.events_left -= self._reason not in FREE_EXITS
+        if self.events_left < 0:
+            self._patience = -1
+        return stop
 
 
 class HybridEngine:
@@ -58,9 +92,9 @@ class HybridEngine:
         """
         self._cpu = cpu
         self._debug = debug
-        self._bt = BinaryTranslator(cpu, debug, verify=verify)
-        self._trap = TrapEngine(cpu, debug, verify=verify, beside=self._bt)
-        self._engines: dict[str, BinaryTranslator] = {BT: self._bt, TRAP: self._trap}
+        self._bt = _CountingTranslator(cpu, debug, verify=verify)
+        self._trap = _CountingTrap(cpu, debug, verify=verify, beside=self._bt)
+        self._engines: dict[str, _CountingTranslator | _CountingTrap] = {BT: self._bt, TRAP: self._trap}
         self.part = PARTS[0]
         self.chooser = chooser or Chooser(BT, TRAP, cpu.clock.icount)
         self._began_icount = self._end_icount = cpu.clock.icount
@@ -89,7 +123,7 @@ class HybridEngine:
         self._cpu.memory.intercepts_devices = False
 
     @property
-    def _running(self) -> BinaryTranslator:
+    def _running(self) -> _CountingTranslator | _CountingTrap:
         return self._engines[self.chooser.engine]
 
     # Running.
@@ -101,13 +135,14 @@ class HybridEngine:
         end_s = perf_counter() + longest_s
         try:
             while True:
-                if clock.icount >= self._end_icount:
+                if self._is_over():
                     self._judge()
                 limit = min(until_icount, self._end_icount)
                 stop = self._running.run(limit, skip_breakpoint=skip_breakpoint, deliver_caught=deliver_caught)
                 skip_breakpoint = deliver_caught = False
                 left_s = end_s - perf_counter()
-                if stop.kind is not StopKind.BUDGET or clock.icount < limit or limit == until_icount or left_s <= 0:
+                is_done = limit == until_icount or (clock.icount < limit and not self._is_over())
+                if stop.kind is not StopKind.BUDGET or is_done or left_s <= 0:
                     return stop
                 debug.longest_run_s = left_s
         finally:
@@ -115,13 +150,19 @@ class HybridEngine:
 
     def step(self, *, deliver_caught: bool = False) -> Stop:
         """Execute one instruction: see `Engine.step`."""
-        if self._cpu.clock.icount >= self._end_icount:
+        if self._is_over():
             self._judge()
         return self._running.step(deliver_caught=deliver_caught)
 
     # Choosing.
 
+    def _is_over(self) -> bool:
+        """Whether the stretch is: it has been as long, or has cost as much, as it may."""
+        return self._cpu.clock.icount >= self._end_icount or self._running.events_left < 0
+
     def _begin_stretch(self) -> None:
+        price = self.part.exit_cycles if self.chooser.engine == TRAP else SOFTWARE_CYCLES["callouts"]
+        self._running.events_left = int(STRETCH_CYCLES / price)
         self._began_icount = self._cpu.clock.icount
         self._end_icount = self._began_icount + self.chooser.stretch_insns
         self._counts = self._count()
