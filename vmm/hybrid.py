@@ -158,7 +158,8 @@ class HybridEngine:
 
     def _is_over(self) -> bool:
         """Whether the stretch is: it has been as long, or has cost as much, as it may."""
-        return self._cpu.clock.icount >= self._end_icount or self._running.events_left < 0
+        end_icount = self._debug.goal(self._began_icount, self._end_icount)
+        return self._cpu.clock.icount >= end_icount or self._running.events_left < 0
 
     def _begin_stretch(self) -> None:
         price = self.part.exit_cycles if self.chooser.engine == TRAP else SOFTWARE_CYCLES["callouts"]

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from contextlib import closing
+from time import perf_counter
 
 import pytest
 
 from guests import images
-from machine.cpu import Cpu
 from machine.cpuid import P6_NO_FPU, PENTIUM4, CpuModel
-from machine.debug import DebugControl, StopKind
+from machine.debug import CodeBreakpoint, StopKind, Watchpoint
 from machine.devices.board import BoardOptions
+from machine.engine import Engine
 from machine.loaders.image import LoadOptions
 from machine.pc import Machine, MachineOptions
+from machine.state import EAX
 from tests.engine import Restless
-from tests.vmm.bare import host_alu
+from tests.vmm.bare import ORIGIN, flat, host_alu
 from vmm import lockstep
-from vmm.hybrid import HybridEngine
+from vmm.hybrid import BT, TRAP, HybridEngine
 from vmm.interp import Interpreter
 from vmm.lockstep import Outcome, Side, random_icounts
 from vmm.native.hostfpu import HostFpu
-from vmm.phases import Phase
+from vmm.native.shadows import MappingLedger
+from vmm.phases import Chooser, Cost
+from vmm.prices import PARTS
 
 
 def compare(
@@ -93,26 +98,124 @@ class TestExactness:
         compare(images.floppy("boot"), total=60_000, stretch=1000)
 
 
-def made(chooser: Restless | None, cpu: Cpu, debug: DebugControl) -> HybridEngine:
-    return HybridEngine(cpu, debug, verify=False, chooser=chooser)
+# Code that changes before each execution is a callout for bt and nothing for trap; ports are the other way round.
+TWO_PHASES = "patched_code=30000 in=8000 patched_code=30000 in=8000"
 
 
-def measure(append: str, stint: int) -> tuple[int, list[Phase], Mapping[str, int | float | str]]:
-    """Run `nano` to its end in stints; where it ended, the phases, and the statistics."""
+def measure(append: str, chooser: Chooser | None = None, stint: int = 10_000_000) -> tuple[HybridEngine, int]:
+    """Run `nano` to its end, in stints; the engine as it was then, and how many instructions that took."""
     options = MachineOptions(
-        image=images.path("nano"),
-        loading=LoadOptions(ram_bytes=16 << 20, command_line=append),
-        board=BoardOptions(),
+        image=images.path("nano"), loading=LoadOptions(ram_bytes=16 << 20, command_line=append), board=BoardOptions()
     )
-    factories = {"hybrid": lambda machine: made(None, machine.cpu, machine.debug)}
+    factories = {"hybrid": lambda machine: HybridEngine(machine.cpu, machine.debug, chooser=chooser)}
     machine = Machine(options, factories, "hybrid", host_alu())
     try:
         while machine.engine.run(machine.clock.icount + stint).kind is StopKind.BUDGET:
             pass
         assert isinstance(machine.engine, HybridEngine)
-        return machine.clock.icount, list(machine.engine.chooser.phases), machine.statistics()
+        return machine.engine, machine.clock.icount
     finally:
         machine.close()
 
 
-TWO_PHASES = "divide_error=8000 in=8000"
+class Settled(Chooser):
+    """Never changes its mind."""
+
+    def judge(self, cost: Cost) -> bool:
+        """Stay."""
+        self.phase.cost += cost
+        return False
+
+
+def cycles(engine: HybridEngine) -> float:
+    return sum(cost.total_cycles for cost in engine.spent().values()) + engine.switches_cycles
+
+
+class TestChoice:
+    def test_a_guest_of_two_phases_costs_less_than_under_either_engine(self) -> None:
+        hybrid, icount = measure(TWO_PHASES)
+        bt, bt_icount = measure(TWO_PHASES, Settled(BT, TRAP))
+        trap, trap_icount = measure(TWO_PHASES, Settled(TRAP, BT))
+        assert icount == bt_icount == trap_icount
+        assert hybrid.chooser.switches >= 3
+        assert cycles(hybrid) < 0.8 * min(cycles(bt), cycles(trap))
+        assert sum(cost.insns for cost in hybrid.spent().values()) == icount
+        assert hybrid.switches_cycles == hybrid.chooser.switches * PARTS[0].exit_cycles
+        assert hybrid.switch_ns > 0
+
+    def test_choices_repeat(self) -> None:
+        """They follow from counts alone, not from clocks."""
+        first, second = (measure("patched_code=12000 in=5000")[0] for _ in range(2))
+        assert first.chooser.switches
+        assert [str(phase) for phase in first.chooser.phases] == [str(phase) for phase in second.chooser.phases]
+        assert first.spent() == second.spent()
+
+    def test_what_is_kept_while_the_other_engine_runs(self) -> None:
+        """Both stay warm: coming back, neither translates again what it had."""
+        engine, _ = measure("call_ret=4000", Restless(0, 2000))
+        statistics = [each.tally for each in (engine._bt, engine._trap)]
+        assert engine.chooser.switches > 10
+        assert all(0 < tally.units < 150 for tally in statistics)
+
+
+class TestDebugging:
+    def test_breakpoints_and_watchpoints_are_kept(self) -> None:
+        with closing(
+            flat(
+                "xor eax, eax\n1: inc eax\nmov [0x3000], eax\nadd ebx, [0x3004]\njmp 1b",
+                lambda cpu, debug: HybridEngine(cpu, debug, verify=True, chooser=Restless(0, 40)),
+            )
+        ) as bare:
+            bare.debug.set_breakpoints(frozenset({CodeBreakpoint(ORIGIN + 2)}))
+            for count in range(30):
+                stop = bare.engine.run(1000, skip_breakpoint=count > 0)
+                assert (stop.kind, stop.linear) == (StopKind.BREAKPOINT, ORIGIN + 2)
+                assert bare.cpu.state.gpr[EAX] == count
+            bare.debug.set_breakpoints(frozenset())
+            bare.debug.set_watchpoints(frozenset({Watchpoint(0x3000, 4, on_read=False, on_write=True)}))
+            for count in range(30, 60):
+                stop = bare.engine.run(1000)
+                assert (stop.kind, stop.linear) == (StopKind.WATCHPOINT, 0x3000)
+                assert bare.cpu.state.gpr[EAX] == count
+            assert int(bare.engine.statistics()["switches"]) > 5
+
+    def test_the_longest_run_is_that_of_all_stretches(self) -> None:
+        with closing(flat("jmp $", lambda cpu, debug: HybridEngine(cpu, debug, chooser=Restless(0, 5000)))) as bare:
+            bare.engine.run(1000)
+            bare.debug.longest_run_s = 0.02
+            began_s = perf_counter()
+            assert bare.engine.run(1 << 40).kind is StopKind.BUDGET
+            assert perf_counter() - began_s < 1
+            assert bare.debug.longest_run_s == 0.02
+
+    def test_a_switch_to_another_engine_and_back(self) -> None:
+        """Nothing of the two engines is left behind when a third takes over."""
+        options = MachineOptions(image=images.path("tiny-stepper"), loading=LoadOptions(ram_bytes=4 << 20))
+
+        def make_hybrid(machine: Machine) -> Engine:
+            return HybridEngine(machine.cpu, machine.debug, chooser=Restless(machine.clock.icount, 9))
+
+        def make_interp(machine: Machine) -> Engine:
+            return Interpreter(machine.cpu, machine.debug)
+
+        factories: dict[str, Callable[[Machine], Engine]] = {"hybrid": make_hybrid, "interp": make_interp}
+        machine = Machine(options, factories, "interp", host_alu())
+        memory, mmu = machine.memory, machine.cpu.mmu
+        try:
+
+            def observers() -> list[int]:
+                lists = (memory.write_observers, memory.flag_observers, memory.map_observers, mmu.flush_observers)
+                return [len(each) for each in (*lists, machine.debug.on_change)]
+
+            machine.engine.run(20)
+            before, used = observers(), MappingLedger.used
+            for _ in range(3):
+                machine.select_engine("hybrid")
+                machine.engine.run(machine.clock.icount + 60)
+                machine.select_engine("interp")
+                assert observers() == before
+                assert MappingLedger.used == used
+                assert not memory.intercepts_devices
+                assert mmu.before_access is None
+        finally:
+            machine.close()
