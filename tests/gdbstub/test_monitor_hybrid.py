@@ -83,7 +83,7 @@ def test_a_choice_is_explained(target: GuestTarget) -> None:
     spent = {row[1]: row for row in re.finditer(r"(?m)^  (bt|trap|switches) +(.*)$", text)}
     assert list(spent) == ["bt", "trap", "switches"]
     run_to(target.machine, 600_000)
-    assert re.search(r"port accesses 333,\d{3}", say(target, "hybrid"))
+    assert re.search(r"bt  .*  port accesses \d", say(target, "hybrid"))
 
 
 def test_prices_of_another_processor(target: GuestTarget) -> None:
