@@ -46,7 +46,7 @@ from vmm.native.stateblock import StateBlock, field, gpr
 
 TC_BYTES = SLOT_BYTES
 CALL_STACK_BYTES = 64 << 10
-_STUBS_BYTES = 16384
+_STUBS_BYTES = 32768
 _FILL = 0xCC
 
 # Where the guest's registers live while emitted code runs, in the order of their encodings: ESP alone is moved.
