@@ -1,4 +1,4 @@
-"""`bt` and `trap` against `interp` where the FPU's state is saved, loaded and initialized: in the TC where that is plain."""
+"""`bt` and `trap` against `interp` where the state of the FPU is saved, loaded and initialized, in the TC if it can be."""
 
 from __future__ import annotations
 

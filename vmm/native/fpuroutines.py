@@ -1,8 +1,9 @@
 """Routines of the TC that save, load and initialize the guest's FPU: FXSAVE, FXRSTOR, LDMXCSR and FNINIT.
 
-The registers are the host's by then, which a gate in the fragment has seen to. What the host would do otherwise than the
-guest's CPU is made good on the way: the pointers to the last instruction, the mask of MXCSR, reserved bits. What is not
-plain (an area in two pages, a reserved bit of MXCSR, a pending exception) is a callout. They must not know fragments.
+The registers are the host's by then, which a gate in the fragment has seen to. What the host would do otherwise than
+the guest's CPU is made good on the way: the pointers to the last instruction, the mask of MXCSR, reserved bits. What is
+not plain (an area in two pages, a reserved bit of MXCSR, a pending exception) is a callout. They must not know
+fragments.
 
 Source: SDM Vol. 2A, "FXSAVE", "FXRSTOR", "FINIT/FNINIT", "LDMXCSR"; APM Vol. 5 on what FXSAVE of its makers leaves out.
 """
