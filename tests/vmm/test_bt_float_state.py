@@ -1,4 +1,4 @@
-"""`bt` and `trap` against `interp` where the state of the FPU is saved, loaded and initialized, in the TC if it can be."""
+"""`bt` and `trap` against `interp` where the state of the FPU is saved, loaded and initialized, if plain in the TC."""
 
 from __future__ import annotations
 
