@@ -426,10 +426,8 @@ class BinaryTranslator(ArrivingTranslator):
         if index in unit.faulting_in_order:
             is_divide = words[stateblock.FAULT_SIGNAL * 2] == signal.SIGFPE and not quads[stateblock.FAULT_TRAP]
             is_refused = can_fill and self._windows.refusal is Refusal.PAGE_FAULT
-            if is_divide:
-                self._sites.fault(fragment, at, index)
-            elif is_refused:
-                self._note_page_fault(fragment, at, index)
+            if is_divide or is_refused:
+                self._note_fault(fragment, at, index, divides=is_divide)
             if is_divide:
                 raise GuestFault(Vector.DE)
             # A fault close to the beginning of a page may be of an access that begins in the page before.
@@ -449,15 +447,16 @@ class BinaryTranslator(ArrivingTranslator):
             recover(fragment.unit.spans, max(index, 0), self._cpu.state)
 
     def _deliver_fault(self, fault: GuestFault, eip: int) -> Stop | None:
-        if self._soft_place is not None and fault.vector == Vector.PF:
+        if self._soft_place is not None and fault.vector in (Vector.PF, Vector.DE):
             self._sites.fault(*self._soft_place)
         return super()._deliver_fault(fault, eip)
 
-    def _note_page_fault(self, fragment: Fragment, at: int, index: int) -> None:
-        """The window refused an instruction of a fragment a page, as the guest's tables do."""
+    def _note_fault(self, fragment: Fragment, at: int, index: int, *, divides: bool) -> None:
+        """A divide error, or a page that the window refused as the guest's tables do, of an instruction."""
         eip, culprits = self._cpu.state.eip, self._culprits
         is_enough = self._sites.fault(fragment, at, index, culprits.signals(fragment, eip))
-        if is_enough and self.soft_memory.is_usable and self._store.can_be_soft(fragment, index):
+        can_pay = is_enough and (divides or self.soft_memory.is_usable)
+        if can_pay and self._store.can_be_soft(fragment, index, divides=divides):
             culprits.soften(fragment, eip)
             self._store.drop_fragment(fragment)
 

@@ -88,6 +88,10 @@ def slot(chance: random.Random, address: int) -> str:
             "mov ecx, 0; add eax, ecx; idiv cx; inc esi",
             "stc; mov edx, 3; mov ecx, 2; div ecx; inc edi",
             "push eax; push 0; div dword ptr [esp]; pop ecx",
+            "push esi; xor ecx, ecx; stc; div ecx; pop ecx",
+            "mov edx, esi; and edx, 7; push 4; pop ecx; div ecx; adc edi, 1",
+            "cdq; push 3; pop ecx; and ecx, esi; idiv ecx; adc edi, 1",
+            "push 2; pop edx; xor ecx, ecx; dec ecx; idiv ecx; adc edi, 1",
             f"mov eax, {pick((0, CHANGING | 7, CHANGING | 0x67, CHANGING | 5, CHANGING | 0x63))}; mov [{entry}], eax",
             f"xor byte ptr [{entry}], {pick((1, 2, 4, 0x20, 0x40))}",
             f"mov eax, cr0; xor eax, {CR0_WP}; mov cr0, eax",
@@ -347,6 +351,41 @@ class TestPageFaults:
 
 
 class TestDivideErrors:
+    @pytest.mark.parametrize("division", ["div", "idiv"])
+    @pytest.mark.parametrize("divisor", ["ecx", "ebp", "esi", "eax", "edx"])
+    def test_a_division_that_looks_at_its_divisor(
+        self, division: str, divisor: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With quotients that fit and some that do not; the flags are those of the division."""
+        monkeypatch.setattr("vmm.native.adaptation.SIGNALS_FOR_SOFT_FAULT", 0)
+        source = f"""
+            mov edi, 1
+            1: imul edi, edi, 1103515245
+            add edi, 12345
+            mov edx, edi
+            sar edx, 28
+            mov eax, edi
+            mov {divisor}, edi
+            shr {divisor}, 5
+            and {divisor}, 15
+            cmp edi, 0
+            {division} {divisor}
+            pushfd
+            pop ebx
+            add edi, ebx
+            jmp 1b
+        """
+
+        def prepare(bare: Bare) -> None:
+            map_low_memory(bare)
+            set_handler(bare, 0, assemble("add dword ptr [esp], 2\niretd"))
+
+        with Twins(source, prepare) as twins:
+            twins.run(6000, (1500, 333))
+            assert delivered(twins) > 20
+            assert twins.count("soft forms") == 1
+            check_counts(twins)
+
     SOURCE = "xor ecx, ecx\n1: inc ebx\nmov eax, ebx\ndiv ecx\nadd esi, edx\njmp 1b"
 
     def prepare(self, bare: Bare) -> None:

@@ -35,6 +35,7 @@ from vmm.native.operands import (
     address,
 )  # fmt: skip
 from vmm.native.routine import SAVED, Routine
+from vmm.native.softroutines import DIVIDES
 from vmm.native.stateblock import OFFSETS, SITE_BYTES, SITES, field, word
 from vmm.native.walkroutine import emit_walk
 
@@ -57,7 +58,7 @@ def site(offset: int, eip: int, refund_insns: int, esp: int, most: int) -> tuple
     return offset, eip, esp << _ESP_BIT & MASK32 | refund_insns, most
 
 
-def emit_fault(assembler: Assembler, fault_exit: int, page_fault: Label, deliver: Label) -> None:
+def emit_fault(assembler: Assembler, fault_exit: int, page_fault: Label, divide_error: Label, deliver: Label) -> None:
     """A host signal has just come, and the state block says what it is.
 
     It keeps nothing on the stack of return addresses, whose guard page the signal may be about.
@@ -66,6 +67,7 @@ def emit_fault(assembler: Assembler, fault_exit: int, page_fault: Label, deliver
         assembler: where to.
         fault_exit: host address of the exit for signals.
         page_fault: bound to what `emit_soft_fault` wants of it.
+        divide_error: the same.
         deliver: see `emit_delivery`.
     """
     emit = assembler.emit
@@ -96,6 +98,7 @@ def emit_fault(assembler: Assembler, fault_exit: int, page_fault: Label, deliver
     assembler.bind(divide)
     emit("cmp", word("fault_trap", 0), _DIVIDE_TRAP)
     emit("jne", leave)
+    assembler.bind(divide_error)
     emit("mov", field("delivery_vector"), int(Vector.DE))
     emit("mov", field("delivery_code_bytes"), 0)
     emit("jmp", known)
@@ -119,22 +122,25 @@ def emit_fault(assembler: Assembler, fault_exit: int, page_fault: Label, deliver
     _emit_leave(assembler, fault_exit)
 
 
-def emit_soft_fault(writer: Routine, soft_exit: int, page_fault: Label) -> None:
-    """The software path refuses an access, to `soft_linear` of the kind `soft_access`.
+def emit_soft_fault(writer: Routine, soft_exit: int, page_fault: Label, divide_error: Label) -> None:
+    """The software path refuses an access to `soft_linear`, of the kind `soft_access`, or a division.
 
     Args:
         writer: a routine with an image of the flags.
         soft_exit: host address of the exit for that.
         page_fault: where to go, further on, with the error code in EDX and the place in `site`.
+        divide_error: the same with no error code.
     """
     emit = writer.emit
     emit("cmp", field("fault_first"), _OFF)
     emit("je", writer.failed)
     emit("mov", RAX, field("routine_return"))
     _emit_look_up(writer.asm, writer.failed)
+    emit("mov", EDX, field("soft_access"))
+    emit("cmp", EDX, DIVIDES)
+    emit("je", divide_error)
     emit("mov", R8D, field("soft_linear"))
     emit("mov", field("delivery_linear"), R8D)
-    emit("mov", EDX, field("soft_access"))
     emit_walk(writer.asm, faulted=page_fault, unusual=writer.failed)
     writer.asm.bind(writer.failed)
     writer.load_saved()

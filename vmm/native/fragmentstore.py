@@ -187,13 +187,13 @@ class FragmentStore:
             if count <= ENDS_PUT_UP_WITH:
                 self.drop_fragment(fragment)
 
-    def can_be_soft(self, fragment: Fragment, index: int) -> bool:
-        """Whether instruction number `index` of a fragment can have a soft form."""
+    def can_be_soft(self, fragment: Fragment, index: int, *, divides: bool = False) -> bool:
+        """Whether instruction number `index` of a fragment can have a soft form; `divides`: of a division."""
         if fragment.unit.straddles:
             return False
         first = fragment.ram_page << PAGE_SHIFT | fragment.mode.linear(fragment.unit.eips[max(index, 0)]) & 0xFFF
         data = bytes(self._cpu.memory.ram8[first : min(first | 0xFFF, first + MAX_INSTRUCTION_BYTES - 1) + 1])
-        return can_be_soft(fragment.mode, data, self._cpu.model.instructions)
+        return can_be_soft(fragment.mode, data, self._cpu.model.instructions, divides=divides)
 
     def retranslate(self, linear_addresses: AbstractSet[int], physical_addresses: AbstractSet[int]) -> None:
         """Drop the fragments of pages in which instructions are stopped at, or are no more."""

@@ -50,6 +50,8 @@ def emit_ident(draft: Draft, instruction: Instruction, raw: bytes, decoder: Deco
     has_memory = guest.has_memory(instruction)
     if has_memory and shape.bit_string and instruction.op1_kind == OpKind.REGISTER:
         return _emit_bit_string(draft, instruction)
+    if instruction.ip32 in draft.soft and not draft.straddles and soft.is_division(instruction):
+        soft.check_division(draft, instruction)
     rex, high = _extension(instruction, shape)
     is_lea = instruction.mnemonic == Mnemonic.LEA
     if is_lea and not guest.has_wide_address(instruction):

@@ -1,12 +1,12 @@
 """Soft forms: instructions whose memory operand is found by the software path, and not in the window.
 
-They have the translator's other forms but for the operand, which is memory at R8 in the flat view of RAM. It must not
-know why an instruction gets such a form.
+They have the translator's other forms but for the operand, which is memory at R8 in the flat view of RAM. The soft form
+of a division looks at the divisor first. It must not know why an instruction gets such a form.
 """
 
 from __future__ import annotations
 
-from iced_x86 import Instruction, MemorySizeExt, Mnemonic, OpKind
+from iced_x86 import Code, Instruction, MemorySizeExt, Mnemonic, OpKind
 
 from machine.state import CS
 from vmm.native import guest, segmented
@@ -16,6 +16,7 @@ from vmm.native.softroutines import name_of
 from vmm.native.stateblock import field
 from vmm.native.unit import Draft
 
+DIVISIONS = {Code.DIV_RM32: "divide", Code.IDIV_RM32: "divide signed"}
 _SIZES_BYTES = (1, 2, 4, 8)
 _BIT_STRINGS = (Mnemonic.BT, Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC)
 
@@ -27,6 +28,17 @@ def is_possible(mode: Mode, instruction: Instruction) -> bool:
     if instruction.mnemonic in _BIT_STRINGS and instruction.op1_kind == OpKind.REGISTER:
         return False
     return MemorySizeExt.size(instruction.memory_size) in _SIZES_BYTES
+
+
+def is_division(instruction: Instruction) -> bool:
+    """Whether it is a DIV or IDIV of 64 bits by a register, which can be given a soft form that looks at that."""
+    return instruction.code in DIVISIONS and instruction.op0_kind == OpKind.REGISTER
+
+
+def check_division(draft: Draft, instruction: Instruction) -> None:
+    """Tell a divide error of DIV, or a division by zero of IDIV, by a routine; R8 and R9 are lost."""
+    draft.asm.emit("mov", R9D, guest.register(instruction.op0_register))
+    draft.enter_routine(DIVISIONS[instruction.code])
 
 
 def operand(draft: Draft, instruction: Instruction) -> Memory | None:

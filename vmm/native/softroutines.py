@@ -17,11 +17,12 @@ from machine.memory import HOLDS_TABLE, HOLE_FIRST, HOLE_LAST, PAGE_SHIFT
 from machine.paging import ACCESSED, DIRTY, LARGE_RESERVED, PS, RW, US, P
 from machine.state import CR0_WP, CR4_PSE
 from vmm.native.assembler import Assembler
-from vmm.native.operands import EAX, ECX, R8, R8D, R9D, RAX, RCX, RDX, Label, Memory, Register
+from vmm.native.operands import EAX, ECX, EDX, R8, R8D, R9D, RAX, RCX, RDX, Label, Memory, Register
 from vmm.native.routine import Routine
 from vmm.native.shadows import HOLDS_SHADOWED_TABLE
 from vmm.native.stateblock import field
 
+DIVIDES = 1 << 31  # in `soft_access`: no access, but a divide error
 _FRAME = 0xFFFF_F000
 _LARGE_FRAME = 0xFFC0_0000
 _NOT_TABLE = 0xFF & ~(HOLDS_TABLE | HOLDS_SHADOWED_TABLE)
@@ -46,7 +47,28 @@ def emit_soft_routines(assembler: Assembler, leave: int, failed: Label) -> dict[
             assembler.align(16)
             entries[name_of(user=user, write=write)] = len(assembler.code)
             _Walk(Routine(assembler, leave, has_image=False), failed, user=user, write=write).emit_all()
+    for name, condition in (("divide", "jae"), ("divide signed", "je")):
+        assembler.align(16)
+        entries[name] = len(assembler.code)
+        _emit_division(Routine(assembler, leave, has_image=False), failed, condition)
     return entries
+
+
+def _emit_division(routine: Routine, leave: Label, condition: str) -> None:
+    """EDX:EAX is to be divided by R9D: `jae` leaves if the quotient of DIV is too large, `je` if the divisor is 0."""
+    emit = routine.emit
+    emit("mov", field("routine_return"), R8)
+    if condition == "je":
+        emit("test", R9D, R9D)
+    else:
+        emit("cmp", EDX, R9D)
+    emit(condition, routine.failed)
+    routine.load_saved()
+    emit("jmp", field("routine_return"))
+    routine.asm.bind(routine.failed)
+    emit("mov", field("soft_access"), DIVIDES)
+    routine.load_saved()
+    emit("jmp", leave)
 
 
 class _Walk:

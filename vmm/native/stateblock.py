@@ -62,7 +62,7 @@ _FIELDS = (
     ("soft_linear", 4),
     ("soft_last", 4),
     ("soft_entry", 4),
-    ("soft_access", 4),  # PF_WRITE and PF_USER of an access that it was not taken to
+    ("soft_access", 4),  # PF_WRITE and PF_USER of an access that it was not taken to, or DIVIDES
     ("page_flags", 8),  # host addresses of a byte for each page and of one for each doubleword of an entry
     ("entry_uses", 8),
     # Of a string instruction in `narrowstrings`: the guest's registers, and the linear addresses where it began.

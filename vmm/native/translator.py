@@ -281,15 +281,22 @@ def _known(_mode: Mode) -> dict[bytes, bytes]:
     return {}
 
 
-def can_be_soft(mode: Mode, data: bytes, features: frozenset[int]) -> bool:
-    """Whether an instruction, which `data` begins with, can have a soft form; not if it straddles two pages."""
+def can_be_soft(mode: Mode, data: bytes, features: frozenset[int], *, divides: bool) -> bool:
+    """Whether an instruction, which `data` begins with, can have a soft form; not if it straddles two pages.
+
+    Args:
+        mode: what it would be translated for.
+        data: its bytes, and more.
+        features: the CPU model's instructions.
+        divides: the form of a division that looks at the divisor is meant.
+    """
     if not mode.is_plain:
         return False
     instruction = Decoder(32, data, OPTIONS).decode()
     row = None if instruction.is_invalid else lookup(instruction.code, features)
     if row is None or row.mnemonic not in IDENT or row.effect is not Effect.NEXT:
         return False
-    return soft_forms.is_possible(mode, instruction)
+    return soft_forms.is_division(instruction) if divides else soft_forms.is_possible(mode, instruction)
 
 
 def _emit_patched(draft: Draft, instruction: Instruction) -> bool:
