@@ -69,7 +69,7 @@ SITE_FAULTS = 2
 
 # A soft form needs no signal to find a page fault of the guest's, or a divide error: 0.1 us instead of 4.5. After so
 # many of them for each fault that is put up with before it gets one anyhow, an instruction gets it that can have it.
-# That is soon enough, with 64 signals for 0.3 ms, and seldom too soon, where 100,000 accesses to the next look take 1 ms.
+# That is soon enough, with 64 signals for 0.3 ms, and seldom too soon, where 100,000 accesses take 1 ms.
 SIGNALS_FOR_SOFT_FAULT = 8
 
 
