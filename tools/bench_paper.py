@@ -52,6 +52,9 @@ _PASSES = 4  # of the calibration
 _GROWTH = 40  # from one pass to the next: what a few operations take says little of many
 _SURE = 2  # when the last pass was within this of the time that was asked for
 _FACTS = ("kvm",)
+# What a choice of engines is for: code that changes before each execution, then ports, in turns; at scale 1.
+_IN_TURNS = {"patched_code": 40_000, "in": 20_000}
+_TURNS = 3
 _MOST = {"forkwait": 40_000}
 _MOST_OTHERS = 20_000_000
 _FIRST_COUNTS = {
@@ -67,11 +70,13 @@ class Study:
     Attributes:
         metered: by place and name, the shortest of all rounds.
         lacks: why a place has no figures.
+        in_turns: by place, the parts of a guest of which one suits trap, the other bt, in turns.
         rounds, run_ns: how often and how long each was measured.
     """
 
     metered: dict[str, dict[str, Metered]] = field(default_factory=dict)
     lacks: dict[str, str] = field(default_factory=dict)
+    in_turns: dict[str, Sequence[Metered]] = field(default_factory=dict)
     rounds: int = _ROUNDS
     run_ns: float = _RUN_NS
 
@@ -124,6 +129,7 @@ def paper(options: ReportOptions) -> Iterator[Step]:
             study.drop(place, lack)
             yield Notice(f"{PLACES[place]} is not available: {lack}")
     yield from _measure_engines(factories, study)
+    yield from _measure_in_turns(factories, study)
     yield from _measure_native(study)
     yield from _results(study)
     files = write_report(study, options.directory)
@@ -151,6 +157,19 @@ def _measure_engines(factories: Factories, study: Study) -> Iterator[Step]:
                 except (BenchmarkError, EngineError) as error:
                     study.drop(place, str(error))
                     yield Notice(f"no figures of {PLACES[place]}: {error}")
+
+
+def _measure_in_turns(factories: Factories, study: Study) -> Iterator[Step]:
+    scale = study.run_ns / _RUN_NS
+    words = " ".join(f"{name}={max(100, int(count * scale))}" for name, count in _IN_TURNS.items())
+    for place in ("bt", "trap", "hybrid"):
+        if place in study.lacks:
+            continue
+        yield Progress(1.0, f"nano, phases in turns, {PLACES[place]}")
+        try:
+            study.in_turns[place] = run(factories, place, images.path("nano"), " ".join([words] * _TURNS))
+        except (BenchmarkError, EngineError) as error:
+            yield Notice(f"no phases in turns under {PLACES[place]}: {error}")
 
 
 def _calibrate(

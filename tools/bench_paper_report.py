@@ -13,7 +13,7 @@ from tools.bench_paper import NANO_NAMES, NATIVE, PLACES, WORKLOAD_NAMES, Study
 from tools.bench_paper_data import CORE2, NANO, WORKLOADS, Triple, exits_for, paper_overhead_cycles
 from tools.bench_paper_run import Metered
 from tools.chart import Series, log_bars, share_bars, short
-from vmm.prices import PARTS
+from vmm.prices import PARTS, exits_cycles, software_cycles
 
 REPORT = "README.md"
 FINDINGS = "findings.md"  # written by people, and kept
@@ -30,6 +30,7 @@ _BT_COUNTERS = {
     "trace faults": "trace faults",
     "adaptations": "adaptations",
 }
+_CHOSEN = ("bt", "trap", "hybrid")
 _WALKS = "nested page walks"
 _REFERENCES = {
     "nested walk references": "two-dimensional",
@@ -135,6 +136,7 @@ def markdown(study: Study, charts: Iterable[str]) -> str:
         _software(study),
         _walks(study),
         _model(study),
+        _hybrid(study),
         _REPEATING,
     ]
     return "\n".join(section for section in sections if section)
@@ -334,6 +336,48 @@ def _model(study: Study) -> str:
         f"Cycles an operation; sources: {sources}.\n\n"
         + table(["", "exits", *(part.name for part in PARTS), "paper, VT - native"], rows)
     )
+
+
+def _hybrid(study: Study) -> str:
+    """What hybrid chooses by: the overhead of each engine in one currency."""
+    rows = [
+        [NANO_NAMES.get(name, name), *(_overhead(study.metered.get(place, {}).get(name), place) for place in _CHOSEN)]
+        for name in (*NANO_NAMES, *WORKLOAD_NAMES)
+    ]
+    parts = study.in_turns.get("hybrid", ())
+    if parts:
+        rows.append(["phases in turns", *(_overhead_of_all(study.in_turns.get(place, ()), place) for place in _CHOSEN)])
+    if not any(row[-1] for row in rows):
+        return ""
+    switches = sum(part.counters.get("switches", 0) for part in parts)
+    return (
+        "## Hybrid: the overhead that it chooses by\n\n"
+        f"**A model, not a measurement**: cycles of a {PARTS[0].name} for an operation, beside executing the guest's\n"
+        "own instructions. For `bt` callouts, faults and translation at what the paper's software VMM took, for\n"
+        "`trap` exits at what they took, with ten reads of the VMCB each; a switch of engines costs as much as an\n"
+        "exit. Trials of the engine that is not chosen are in the figures of `hybrid`: the shorter the run, the more\n"
+        "they weigh. The last row is code that changes before each execution, then ports, and so on in turns, from\n"
+        f"the start: {len(parts)} parts, in which hybrid changed engines {switches:.0f} times.\n\n"
+        + table(["", *(f"{PLACES[place]}, cycles" for place in _CHOSEN)], rows)
+    )
+
+
+def _overhead(metered: Metered | None, place: str) -> str:
+    return "" if metered is None else _count(_cycles(metered, place) / metered.count)
+
+
+def _overhead_of_all(parts: Sequence[Metered], place: str) -> str:
+    count = sum(part.count for part in parts)
+    return _count(sum(_cycles(part, place) for part in parts) / count) if count else ""
+
+
+def _cycles(metered: Metered, place: str) -> float:
+    """What was counted, at its price."""
+    if place == "hybrid":
+        return sum(rise for name, rise in metered.counters.items() if name.startswith("estimated cycles"))
+    if place == "bt":
+        return sum(software_cycles(metered.counters).values())
+    return sum(exits_cycles(metered.exits, PARTS[0]).values())
 
 
 _CR8_NOTE = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -192,6 +193,22 @@ class TestReport:
         assert model.endswith("| 2,744 | 9.54M (= 1,558 exits) |")
         assert "**A model, not a measurement**" in "\n".join(lines)
 
+    def test_what_hybrid_chooses_by(self) -> None:
+        study = small_study()
+        assert "## Hybrid" not in markdown(study, ())
+        estimates = {"estimated cycles in bt": 100, "estimated cycles in trap": 50, "estimated cycles of switches": 30}
+        study.add("hybrid", metered("in", 300, counters={**estimates, "switches": 5}))
+        for place in ("bt", "trap", "hybrid"):
+            known = study.metered[place]["in"]
+            study.in_turns[place] = [known, known]
+        lines = markdown(study, ()).splitlines()
+        hybrid = lines[next(number for number, line in enumerate(lines) if line.startswith("## Hybrid")) :]
+        # Of 10 operations: 20 callouts; 35 exits, each of 4340 cycles and 10 reads of 178.
+        assert "| in | 2,508 | 21,420 | 18 |" in hybrid
+        assert "| phases in turns | 2,508 | 21,420 | 18 |" in hybrid
+        assert "| forkwait | 2,508 | 21,420 |  |" in hybrid
+        assert "the start: 2 parts, in which hybrid changed engines 10 times." in hybrid
+
     def test_a_tie_has_no_winner(self) -> None:
         study = Study()
         study.add("bt", metered("compute", 2000))
@@ -293,6 +310,7 @@ def test_from_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
     counts = {"nano": {"empty": 5, "in": 5, "mov_cr3": 5}, "fork": {"forkwait": 2, "compute": 1, "io": 2}}
     monkeypatch.setattr(bench_paper, "_FIRST_COUNTS", counts)
     monkeypatch.setattr(bench_paper, "_PASSES", 1)
+    monkeypatch.setattr(bench_paper, "_IN_TURNS", {"patched_code": 100, "in": 100})
     monkeypatch.setattr(bench_paper, "_RUN_NS", 1000)
     monkeypatch.setattr(bench_paper, "Study", partial(Study, rounds=1))
     factories = make_factories(verify=False)
@@ -303,12 +321,13 @@ def test_from_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
     shown = capsys.readouterr()
     assert "trap, KVM is not available: there is no engine 'trap kvm'" in shown.err
     rows = {row["name"]: row for row in json.loads(figures.read_text())}
-    for engine in ("bt", "trap, shadow", "trap, nested", "interp"):
+    for engine in ("bt", "trap, shadow", "trap, nested", "hybrid", "interp"):
         assert rows[f"forkwait, {engine}"]["value"] > 0, shown.err
     assert rows["compute, native"]["value"] < rows["compute, interp"]["value"]
     assert rows["forkwait, bt / trap with shadow paging"]["note"] == "paper: 0.347"
     text = (tmp_path / "out" / "README.md").read_text()
     assert "EXCP_PF trace" in text
+    assert re.search(r"^\| phases in turns \| \d[^|]* \| \d[^|]* \| \d[^|]* \|$", text, re.MULTILINE)
     assert "CR3_WRITE" in next(line for line in text.splitlines() if line.startswith("| mov cr3, trap, shadow |"))
 
 
