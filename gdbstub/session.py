@@ -46,6 +46,9 @@ PACKET_SIZE_BYTES = 0x20000
 # More output than this waiting for a slow client: nothing more is done for it until it has taken some.
 CONGESTION_BYTES = 0x40000
 MAX_QUEUED_BYTES = 0x100000
+# Who has waited for a reply as long as this, and then sends another packet, does not expect that reply any more: gdb
+# tells nobody when its user has broken off a `monitor` command.
+PATIENCE_S = 1.0
 _FRAMES_A_SLICE = 64
 # Their data may have any byte, and only escapes are defined for it: runs are not expanded.
 _BINARY_PACKETS = (b"X", b"qSearch:")
@@ -99,6 +102,7 @@ class Session:
         self._queued_bytes = 0
         self._work: Work | None = None
         self._work_command: Command | None = None
+        self._work_since_s = 0.0
         self._output = bytearray()
         self._last_sent = b""
         self._awaiting_stop = False
@@ -112,6 +116,8 @@ class Session:
             if isinstance(item, Interrupt) and self._work is not None:
                 self._abandon_work()
             else:
+                if isinstance(item, Packet) and self._work is not None and self._is_work_old():
+                    self._drop_work()
                 self._frames.append(item)
                 self._queued_bytes += len(item.payload) if isinstance(item, Packet) else 1
         if self._work is None:
@@ -283,7 +289,7 @@ class Session:
             if isinstance(reply, bytes):
                 self.send(reply)
             elif reply is not None:
-                self._work = reply
+                self._work, self._work_since_s = reply, self.debuggee.now_s()
                 self._work_command = command
 
     def _check_access(self, command: Command) -> None:
@@ -324,10 +330,17 @@ class Session:
         else:
             self.write_console(console)
 
-    def _abandon_work(self) -> None:
+    def _is_work_old(self) -> bool:
+        return self.debuggee.now_s() - self._work_since_s > PATIENCE_S
+
+    def _drop_work(self) -> None:
         if self._work is not None:
             self._work.close()
             self._work = None
+
+    def _abandon_work(self) -> None:
+        if self._work is not None:
+            self._drop_work()
             self._send_error(PacketError("interrupted"), self._work_command)
 
     def _complain(self, kind: str, detail: str = "") -> None:

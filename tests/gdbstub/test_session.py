@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdbstub.debuggee import End, EndKind
-from gdbstub.session import CONGESTION_BYTES, MAX_QUEUED_BYTES, PACKET_SIZE_BYTES, Role
+from gdbstub.session import CONGESTION_BYTES, MAX_QUEUED_BYTES, PACKET_SIZE_BYTES, PATIENCE_S, Role
 from gdbstub.target import MemoryKind, MemoryRegion, StintEnd, StopEvent, TargetError
 from tests.gdbstub.toy import COUNTER, EIP, IDLE, TEXT, TICK, ToyTarget
 from tests.gdbstub.wire import Talk, pack, unpack
@@ -206,6 +206,19 @@ def test_long_work_is_done_in_slices_and_can_be_interrupted() -> None:
     while talk.session.has_work:
         talk.session.advance()
     assert unpack(talk.session.take_output()).packets == [b"E16", b"QC1"]
+
+
+def test_work_is_dropped_for_a_client_that_goes_on_without_its_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = Talk()
+    talk.session.receive(pack(b"qRcmd," + b"slow 100".hex().encode()))
+    for _ in range(5):
+        talk.session.advance()
+    talk.session.take_output()
+    later_s = talk.debuggee.now_s() + PATIENCE_S + 1
+    monkeypatch.setattr(talk.debuggee, "now_s", lambda: later_s)
+    assert talk.ask(b"qC") == b"QC1"
+    assert talk.target.slow_commands == 0
+    assert not works(talk)
 
 
 def test_vanishing_closes_long_work() -> None:

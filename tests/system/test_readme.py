@@ -6,32 +6,17 @@ it, are compared as words only: those of `monitor stats` and `monitor exits`, an
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import select
-import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.system import tools
+from tests.system.terminal import PROMPT, started
 
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROMPT = "(gdb) "
-SETTINGS = ("set confirm off", "set pagination off", "set width 0", "set height 0", "set debuginfod enabled off")
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 MEASURED = ("monitor stats", "monitor exits", "monitor hybrid")
-_LEFT_OUT = re.compile(
-    r"\s*\Z|Continuing\.|(Remote debugging using|Reading symbols from|Source directories searched:) "
-)
-_ANSWER_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,50 +42,6 @@ def sessions() -> list[Session]:
                 said.append(line)
         found.append(session)
     return found
-
-
-class Terminal:
-    """A pseudo-terminal with gdb on it."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def read(self) -> list[str]:
-        """The lines up to the next prompt, without those that the README leaves out."""
-        shown = ""
-        deadline_s = time.monotonic() + _ANSWER_TIMEOUT_S
-        while not shown.endswith(PROMPT):
-            ready, _, _ = select.select([self._descriptor], [], [], max(0.0, deadline_s - time.monotonic()))
-            assert ready, f"no prompt after {_ANSWER_TIMEOUT_S} s:\n{shown}"
-            shown += os.read(self._descriptor, 65536).decode(errors="replace")
-        lines = shown.removesuffix(PROMPT).replace("\r", "").splitlines()
-        return [line.rstrip() for line in lines if not _LEFT_OUT.match(line)]
-
-    def type_line(self, text: str) -> list[str]:
-        """Type a command and return what it answers."""
-        os.write(self._descriptor, text.encode() + b"\n")
-        return self.read()
-
-
-@contextmanager
-def started(command: str) -> Iterator[Terminal]:
-    """The command line of a session, with settings for gdb that have nothing wait for the user."""
-    user_side, gdb_side = pty.openpty()
-    words = [sys.executable, "-m", "gdbstub.cli", *shlex.split(command)[1:], "--", "-nx"]
-    for setting in SETTINGS:
-        words += ["-iex", setting]
-    environment = os.environ | {"TERM": "dumb", "GDB": str(tools.stock_gdb()), "INPUTRC": "/dev/null"}
-    process = subprocess.Popen(
-        ["setsid", "--ctty", *words], cwd=ROOT, env=environment, stdin=gdb_side, stdout=gdb_side, stderr=gdb_side
-    )
-    os.close(gdb_side)
-    try:
-        subprocess.run(["stty", "-F", os.ttyname(user_side), "-echo"], check=False, capture_output=True)
-        yield Terminal(user_side)
-    finally:
-        process.kill()
-        process.wait(timeout=10)
-        os.close(user_side)
 
 
 def masked(line: str) -> str:
