@@ -19,8 +19,23 @@ STEPS = (2000, 333)
 PAGE = 0x30_0000  # a linear page whose entry the guests change
 ENTRY = PAGE_TABLE + 4 * (PAGE >> 12)
 OTHER_DIRECTORY = 0x10_2000
+PAE_TABLES = 0x12_0000
 FRAMES = tuple(range(0x5_0000, 0x5_4000, 0x1000))
 ACCESSED_DIRTY = 0x60
+
+
+def map_with_pae(bare: Bare) -> None:
+    """The first 4 MiB at 0 and at 1 GiB by tables of 64-bit entries, the first 2 MiB of them by a large page."""
+    memory = bare.memory
+    map_low_memory(bare)
+    for quarter in range(2):
+        memory.store(PAE_TABLES + 8 * quarter, 4, PAE_TABLES + 0x1000 | 1)
+    memory.store(PAE_TABLES + 0x1000, 4, 0xE7)
+    memory.store(PAE_TABLES + 0x1008, 4, PAE_TABLES + 0x3000 | 0x27)
+    for page in range(512):
+        memory.store(PAE_TABLES + 0x3000 + 8 * page, 4, 0x20_0000 | page << 12 | 7)
+    bare.state.cr3, bare.state.cr4 = PAE_TABLES, CR4_PAE
+    bare.cpu.mmu.flush()
 
 
 def count(twins: Twins, name: str) -> int:
@@ -480,21 +495,15 @@ class TestTables:
             assert count(twins, "soft forms") >= 3
             assert twins.reference.state.gpr[EBP] > 50
 
-    def test_pae_calls_out(self) -> None:
+    def test_pae(self) -> None:
         """Where tables of two levels would be there is something that looks like them."""
-        page, table = 0x230_0000, 0x12_2000
+        page, entry = 0x230_0000, PAE_TABLES + 0x3000 + 8 * 0x100
 
         def prepare(bare: Bare) -> None:
-            memory = bare.memory
-            map_low_memory(bare)
-            memory.store(0x12_0000, 4, 0x12_1001)
-            memory.store(0x12_1000, 4, 0x87)
-            memory.store(0x12_1008, 4, 0x20_0087)
-            memory.store(0x12_1000 + 8 * 17, 4, table | 7)
-            memory.store(0x12_0000 + 4 * 8, 4, PAGE_TABLE | 0x27)
+            map_with_pae(bare)
+            bare.memory.store(PAE_TABLES + 0x1000 + 8 * 17, 4, PAE_TABLES + 0x3000 | 7)
+            bare.memory.store(PAE_TABLES + 4 * 8, 4, PAGE_TABLE | 0x27)
             set_page(bare, PAGE, FRAMES[3] | 0x67)
-            bare.state.cr3, bare.state.cr4 = 0x12_0000, CR4_PAE
-            bare.cpu.mmu.flush()
 
         source = f"""
             1: inc ecx
@@ -502,15 +511,63 @@ class TestTables:
             and eax, 1
             shl eax, 12
             add eax, {FRAMES[0] | 7:#x}
-            mov [{table + 8 * 0x100:#x}], eax
+            mov [{entry:#x}], eax
             add [{page:#x}], ecx
             add ebx, [{page:#x}]
+            mov edx, [{entry:#x}]
+            mov [0x60000], edx
             jmp 1b
         """
         with Twins(source, prepare) as twins:
-            twins.run(4000, STEPS)
+            twins.run(6000, STEPS)
             assert twins.reference.memory.load(FRAMES[1], 4)
-            assert count(twins, "soft forms") == 0
+            assert count(twins, "soft forms") == 3
+            assert count(twins, "soft fallbacks") < 20
+
+    @pytest.mark.parametrize(
+        ("at", "value"),
+        [
+            (0x3000 + 8 * 0x100 + 4, 1), (0x3000 + 8 * 0x100 + 4, 0x10), (0x1000 + 8, 0xE7), (0x1000 + 8, 0x20E7),
+            (0x1000 + 8, PAE_TABLES + 0x3000 | 7), (0x1000 + 12, 0x8000_0000), (8, PAE_TABLES + 0x1000),
+            (8, PAE_TABLES + 0x1000 | 3), (12, 1),
+        ],
+    )  # fmt: skip
+    def test_pae_with_something_else_now_and_then(self, at: int, value: int) -> None:
+        """An upper half, a large page, a reserved bit, no A bit, no PDPTE: in the entries above, too."""
+        page, entry = 0x4030_0000, PAE_TABLES + 0x3000 + 8 * 0x100
+
+        def prepare(bare: Bare) -> None:
+            map_with_pae(bare)
+            set_handler(bare, Vector.PF, assemble(f"""
+                add esp, 4
+                push dword ptr [0x60000]
+                pop dword ptr [{PAE_TABLES + at:#x}]
+                inc ebx
+                iretd
+            """))  # fmt: skip
+
+        source = f"""
+            mov eax, [{PAE_TABLES + at:#x}]
+            mov [0x60000], eax
+            mov esi, {page:#x}
+            1: inc ecx
+            mov eax, ecx
+            and eax, 1
+            shl eax, 12
+            add eax, {FRAMES[0] | 7:#x}
+            mov [{entry:#x}], eax
+            test cl, 15
+            jnz 2f
+            mov dword ptr [{PAE_TABLES + at:#x}], {value:#x}
+            2: add [esi], ecx
+            add ebx, [esi + 4]
+            push dword ptr [0x60000]
+            pop dword ptr [{PAE_TABLES + at:#x}]
+            jmp 1b
+        """
+        with Twins(source, prepare) as twins:
+            twins.run(9000, STEPS)
+            assert count(twins, "soft forms") >= 3
 
 
 class TestFromOutside:
@@ -684,6 +741,24 @@ _OPERATIONS = st.one_of(
 )  # fmt: skip
 
 
+# The same with PAE, where entries have an upper half.
+_PAE_ENTRY = PAE_TABLES + 0x3000 + 8 * 0x100
+_PAE_OPERATIONS = st.one_of(
+    st.builds(lambda access, place: f"mov esi, {place:#x}\n{access}",
+              st.sampled_from(ACCESSES[:-1]), st.sampled_from([each & ~0x40_0000 for each in _PLACES])),
+    st.builds(lambda number, entry: f"mov dword ptr [{_PAE_ENTRY + 8 * number:#x}], {entry:#x}",
+              st.integers(0, 3), st.sampled_from(_ENTRIES)),
+    st.builds(lambda number, bits: f"xor dword ptr [{_PAE_ENTRY + 4 * number:#x}], {bits:#x}",
+              st.integers(0, 7), st.sampled_from((1, 2, 0x10, 0x1000, 0x20, 0x40))),
+    st.builds(lambda entry: f"mov dword ptr [{PAE_TABLES + 0x1008:#x}], {entry:#x}",
+              st.sampled_from((PAE_TABLES + 0x3000 | 7, PAE_TABLES + 0x3000 | 0x25, 0x2000E7, 0xE7, 0x20E7, 0))),
+    st.builds(lambda value: f"mov dword ptr [{PAE_TABLES + 0x100C:#x}], {value}", st.sampled_from((0, 1, 0x8000_0000))),
+    st.just(f"mov eax, cr0\nxor eax, {CR0_WP:#x}\nmov cr0, eax"),
+    st.just("mov eax, cr3\nmov cr3, eax"),
+    st.just(f"mov esi, {PAGE + 0xD00:#x}\ncall esi"),
+)  # fmt: skip
+
+
 def random_guest(operations: list[str]) -> tuple[bytes, bytes]:
     """The code of the operations, over and over; and a page-fault handler that goes on with the next one, at EDI."""
     at, parts = CODE, []
@@ -718,6 +793,25 @@ class TestRandomStreams:
             memory.write(CODE, code)
             set_handler(bare, Vector.PF, handler)
             bare.ports.register(0x50, 0x50, Port(lambda value: set_page(bare, PAGE, FRAMES[value & 3] | 7)))
+            bare.state.eip = CODE
+
+        with Twins("hlt", prepare) as twins:
+            stop = twins.run(len(operations) * 6 * 60, (701, 97))
+            assert stop is not None or twins.reference.state.gpr[ECX] > 100
+
+    @settings(max_examples=12, deadline=None)
+    @given(operations=st.lists(_PAE_OPERATIONS, min_size=3, max_size=30))
+    def test_the_same_with_pae(self, operations: list[str]) -> None:
+        code, handler = random_guest(operations)
+
+        def prepare(bare: Bare) -> None:
+            map_with_pae(bare)
+            memory = bare.memory
+            for number, frame in enumerate(FRAMES):
+                memory.write(frame + 0xD00, assemble(f"add ebx, {number}\nret"))
+                memory.store(_PAE_ENTRY + 8 * number, 4, frame | 7)
+            memory.write(CODE, code)
+            set_handler(bare, Vector.PF, handler)
             bare.state.eip = CODE
 
         with Twins("hlt", prepare) as twins:

@@ -261,7 +261,8 @@ class Shadows:
         for region in list(self._by_table.get(at & -4096, ())):
             index = (at & 4095) // (4096 // region.page_count)
             if index in region.kept_out:
-                self.stays_out(region, index, self.cells32[at >> 2], insists=False)
+                entry = self.cells64[at >> 3] if region.page_count == 512 else self.cells32[at >> 2]
+                self.stays_out(region, index, entry, insists=False)
                 return
 
     def change_rights(self, window: Window, region: Region, first: int, count: int, kind: int) -> None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from machine.cpu import Cpu
 from machine.paging import ACCESSED, DIRTY, entries
-from machine.state import CR0_PG, CR4_PAE
+from machine.state import CR0_PG
 from vmm.native import adaptation, hostmemory, stateblock
 from vmm.native.stateblock import StateBlock
 from vmm.native.windows import Windows
@@ -93,7 +93,7 @@ class SoftMemory:
     def publish(self, *, allowed: bool) -> None:
         """Say whether the path may be taken in the CPU's state; `allowed`: as far as others are concerned."""
         state, memory = self._cpu.state, self._cpu.memory
-        usable = allowed and state.cr0 & CR0_PG and not state.cr4 & CR4_PAE and memory.a20_enabled
+        usable = allowed and state.cr0 & CR0_PG and memory.a20_enabled
         self._block.words[stateblock.SOFT_LIMIT] = memory.ram_bytes if usable else 0
 
     @property

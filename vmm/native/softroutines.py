@@ -7,15 +7,15 @@ fault, an address that is not in RAM, an access that straddles two pages, an A b
 a write to a page that somebody watches. Of such writes only one goes on: to an entry in a page table that nothing
 depends on. They must not know which instruction they are for.
 
-Source: SDM Vol. 3A, "32-Bit Paging" and "Accessed and Dirty Flags".
+Source: SDM Vol. 3A, "32-Bit Paging", "PAE Paging" and "Accessed and Dirty Flags".
 """
 
 from __future__ import annotations
 
 from machine.faults import PF_USER, PF_WRITE
 from machine.memory import HOLDS_TABLE, HOLE_FIRST, HOLE_LAST, PAGE_SHIFT
-from machine.paging import ACCESSED, DIRTY, LARGE_RESERVED, PS, RW, US, P
-from machine.state import CR0_WP, CR4_PSE
+from machine.paging import ACCESSED, DIRTY, LARGE_PAE_RESERVED, LARGE_RESERVED, PDPTE_RESERVED, PS, RW, US, P
+from machine.state import CR0_WP, CR4_PAE, CR4_PSE, MASK32
 from vmm.native.assembler import Assembler
 from vmm.native.operands import EAX, ECX, EDX, R8, R8D, R9D, RAX, RCX, RDX, Label, Memory, Register
 from vmm.native.routine import Routine
@@ -24,7 +24,7 @@ from vmm.native.stateblock import field
 
 DIVIDES = 1 << 31  # in `soft_access`: no access, but a divide error
 _FRAME = 0xFFFF_F000
-_LARGE_FRAME = 0xFFC0_0000
+_CR3_PAE = 0xFFFF_FFE0
 _NOT_TABLE = 0xFF & ~(HOLDS_TABLE | HOLDS_SHADOWED_TABLE)
 
 
@@ -121,16 +121,52 @@ class _Walk:
     def _walk_upper(self, judge: Label) -> None:
         """EAX = the entry that maps the page, ECX = its address in RAM, `soft_entry` = the rights above it.
 
-        Of a large page EAX is made an entry of the small one in it, and A and D, which are set, stay in EAX.
+        Of an entry of 64 bits that is the lower half; the upper one is 0. Of a large page EAX is made an entry of the
+        small one in it, and A and D, which are set, stay in EAX.
         """
         emit = self.emit
-        small = Label()
+        extended, small, small_extended, present = Label(), Label(), Label(), Label()
         emit("mov", ECX, field("cr3"))
         emit("and", ECX, _FRAME)
         self._need_ram(ECX)
+        emit("test", field("cr4"), CR4_PAE)
+        emit("jne", extended)
         emit("mov", EAX, R9D)
         emit("shr", EAX, 22)
         emit("lea", ECX, Memory(0, ECX, EAX, 4))
+        self._walk_directory(small, judge, 22, LARGE_RESERVED)
+        self.asm.bind(small)
+        self._index(10, 0xFFC)
+        emit("mov", EAX, Memory(32, RDX, RCX))
+        emit("jmp", present)
+        self.asm.bind(extended)
+        emit("mov", ECX, field("cr3"))
+        emit("and", ECX, _CR3_PAE)
+        emit("mov", EAX, R9D)
+        emit("shr", EAX, 27)
+        emit("and", EAX, 3 << 3)
+        emit("or", ECX, EAX)
+        self._need_low()
+        emit("mov", ECX, Memory(32, RDX, RCX))
+        emit("test", ECX, P)
+        self.unless("ne")
+        emit("test", ECX, PDPTE_RESERVED & MASK32)
+        self.unless("e")
+        self._index(18, 0xFF8)
+        self._need_low()
+        self._walk_directory(small_extended, judge, 21, LARGE_PAE_RESERVED)
+        self.asm.bind(small_extended)
+        self._index(9, 0xFF8)
+        self._need_low()
+        emit("mov", EAX, Memory(32, RDX, RCX))
+        self.asm.bind(present)
+        emit("test", EAX, P)
+        self.unless("ne")
+
+    def _walk_directory(self, small: Label, judge: Label, bits: int, reserved: int) -> None:
+        """ECX = the entry of a page directory at ECX; to `judge` if it maps a large page of 2**bits bytes."""
+        emit = self.emit
+        frame = MASK32 & -1 << bits
         emit("mov", ECX, Memory(32, RDX, RCX))
         emit("mov", field("soft_entry"), ECX)
         emit("mov", EAX, ECX)
@@ -139,28 +175,34 @@ class _Walk:
         self.unless("e")
         emit("test", ECX, PS)
         emit("je", small)
-        emit("test", field("cr4"), CR4_PSE)
-        emit("je", small)
-        emit("test", ECX, LARGE_RESERVED)
+        if bits == 22:
+            emit("test", field("cr4"), CR4_PSE)
+            emit("je", small)
+        emit("test", ECX, reserved)
         self.unless("e")
         if self.write:
             emit("test", ECX, DIRTY)
             self.unless("ne")
         emit("mov", EAX, R9D)
-        emit("and", EAX, _FRAME & ~_LARGE_FRAME)
-        emit("and", ECX, _LARGE_FRAME | 0xFFF)
+        emit("and", EAX, _FRAME & ~frame)
+        emit("and", ECX, frame | 0xFFF)
         emit("or", EAX, ECX)
         emit("jmp", judge)
-        self.asm.bind(small)
+
+    def _index(self, shift: int, mask: int) -> None:
+        """ECX = the address of the entry for R9D in the table that entry ECX leads to; EAX is lost."""
+        emit = self.emit
         emit("and", ECX, _FRAME)
         self._need_ram(ECX)
         emit("mov", EAX, R9D)
-        emit("shr", EAX, 10)
-        emit("and", EAX, 0xFFC)
+        emit("shr", EAX, shift)
+        emit("and", EAX, mask)
         emit("or", ECX, EAX)
-        emit("mov", EAX, Memory(32, RDX, RCX))
-        emit("test", EAX, P)
-        self.unless("ne")
+
+    def _need_low(self) -> None:
+        """Leave unless the upper half of the entry of 64 bits at ECX is 0."""
+        self.emit("cmp", Memory(32, RDX, RCX, displacement=4), 0)
+        self.unless("e")
 
     def _judge(self) -> None:
         """Leave unless the rights allow the access; set A and D in the entry."""

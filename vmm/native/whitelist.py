@@ -303,6 +303,7 @@ _SOFT_ROUTINES = (
     Form("mov", "ecx, dword [rdx+rcx]", "an entry of a page directory", _RAM_AND, stub=True),
     Form("mov", "eax, dword [rdx+rcx]", "an entry of a page table", _RAM_AND, stub=True),
     Form("mov", "dword [rdx+rcx], eax", "its A and D bits", _RAM_AND, stub=True),
+    Form("cmp", "dword [rdx+rcx+4], imm", "the upper half of an entry", _RAM_AND, stub=True),
     Form("mov", "r8, qword [state.page_flags]", "a byte for each of 2**20 pages", gives={"r8": PAGE_FLAGS}, stub=True),
     Form("shr", "eax, 12", "the number of a page", gives={"rax": Fact("below", 20)}, stub=True),
     Form("test", "byte [r8+rax], imm", "flags of a page", needs=_FLAGS_AND, stub=True),
