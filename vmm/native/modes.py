@@ -69,6 +69,7 @@ class Modes:
         self._cpu = cpu
         self._known: dict[_Signature, Mode | None] = {}
         self._interned: dict[Mode, Mode] = {}
+        self._at_zero: dict[Mode, Mode] = {}
 
     def current(self) -> Mode | None:
         """The mode of the CPU's state; None if emitted code cannot stand for it."""
@@ -95,6 +96,15 @@ class Modes:
     def with_privilege(self, mode: Mode, *, user: bool) -> Mode:
         """The mode that differs in the privilege alone."""
         return self._intern(replace(mode, user=user)) if mode.user != user else mode
+
+    def at_zero(self, mode: Mode) -> Mode:
+        """The mode that differs in the base of CS alone, which is 0."""
+        found = self._at_zero.get(mode)
+        if found is None:
+            if len(self._at_zero) >= _MAX_SIGNATURES:
+                self._at_zero.clear()
+            found = self._at_zero[mode] = replace(mode, code_base=0)
+        return found
 
     def _intern(self, mode: Mode) -> Mode:
         if len(self._interned) >= _MAX_SIGNATURES:

@@ -19,7 +19,6 @@ from vmm.native.segmented import R8W, R9W
 from vmm.native.stateblock import field, segment_base, segment_bound, selector
 from vmm.native.unit import Draft
 
-_SEGMENT_64K = 0x1_0000
 _FAR_POINTERS = {Mnemonic.LES: ES, Mnemonic.LDS: DS, Mnemonic.LSS: SS, Mnemonic.LFS: FS, Mnemonic.LGS: GS}
 _STACK_POINTERS = frozenset({Register.SP, Register.ESP})
 _NEAR = {OpKind.NEAR_BRANCH16: 2, OpKind.NEAR_BRANCH32: 4}
@@ -72,12 +71,6 @@ def _read_top(draft: Draft, size_bytes: int, destination: HostRegister = R9D) ->
     draft.asm.emit("mov" if size_bytes == 4 else "movzx", destination, slot)
 
 
-def _check_no_wrap(draft: Draft, size_bytes: int) -> None:
-    """Fault unless so many bytes from the offset in R8 on are in the first 64 KiB: they would wrap in their midst."""
-    draft.asm.emit("lea", R9, address(R8, size_bytes - _SEGMENT_64K - 1))
-    segmented.fault_unless_negative(draft)
-
-
 def emit_push(draft: Draft, instruction: Instruction) -> bool:
     """PUSH of a register, a selector, an immediate or memory."""
     size_bytes = -instruction.stack_pointer_increment
@@ -127,7 +120,7 @@ def emit_pusha(draft: Draft, instruction: Instruction) -> bool:
     emit = draft.asm.emit
     _top(draft, -8 * size_bytes)
     if draft.mode.has_narrow_stack:
-        _check_no_wrap(draft, 8 * size_bytes)
+        segmented.check_no_wrap(draft, 8 * size_bytes)
     lowest = segmented.at_offset(draft, SS, 8 * size_bytes, write=True)
     slots = [Memory(8 * size_bytes, R8D, displacement=size_bytes * (7 - n), gs=True) for n in range(8)]
     assert lowest.base is R8D
@@ -145,7 +138,7 @@ def emit_popa(draft: Draft, instruction: Instruction) -> bool:
     emit = draft.asm.emit
     _top(draft, 0)
     if draft.mode.has_narrow_stack:
-        _check_no_wrap(draft, 8 * size_bytes)
+        segmented.check_no_wrap(draft, 8 * size_bytes)
     segmented.at_offset(draft, SS, 8 * size_bytes, write=False)
     slots = [Memory(8 * size_bytes, R8D, displacement=size_bytes * (7 - n), gs=True) for n in range(8)]
     emit("mov", _part(R9D, size_bytes), slots[0])
@@ -262,7 +255,7 @@ def emit_far_pointer(draft: Draft, instruction: Instruction) -> bool:
     _check_present(draft, number)
     segmented.emit_offset(draft, instruction)
     if not guest.has_wide_address(instruction):
-        _check_no_wrap(draft, size_bytes + 2)
+        segmented.check_no_wrap(draft, size_bytes + 2)
     source = guest.segment_number(instruction.memory_segment)
     operand = segmented.at_offset(draft, source, size_bytes + 2, write=False)
     emit("movzx", R9D, _sized(operand.at(size_bytes), 2))

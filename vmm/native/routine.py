@@ -251,5 +251,5 @@ class Routine:
 
 
 _INVERSE = {
-    "e": "ne", "ne": "e", "b": "ae", "ae": "b", "be": "a", "a": "be",
+    "e": "ne", "ne": "e", "b": "ae", "ae": "b", "be": "a", "a": "be", "s": "ns",
 }  # fmt: skip

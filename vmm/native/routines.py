@@ -17,6 +17,7 @@ from __future__ import annotations
 from machine.flags import AC, ID, IF, IOPL, NT, TF
 from machine.memory import PAGE_SHIFT
 from machine.state import DS, ES, FS, GS
+from vmm.native import realroutines
 from vmm.native.assembler import Assembler
 from vmm.native.crossings import emit_arrival, emit_interrupt, emit_iret, emit_sysenter, emit_sysexit
 from vmm.native.delivery import emit_delivery
@@ -51,6 +52,8 @@ WITH_IMAGE = (
     "popfw",
     "int",
     "iret",
+    "real int",
+    "real iret",
     "soft fault",
     "deliver",
     "arrive",
@@ -88,10 +91,15 @@ def emit_routines(
     _emit_load_cr3(begin("load cr3"))
     _emit_cpuid(begin("cpuid"))
     emit_fpu_routines(begin)
+    realroutines.emit_far_jump(begin("real jump"))
+    realroutines.emit_far_call(begin("real call"))
+    realroutines.emit_far_return(begin("real return"))
     _emit_popf(begin(WITH_IMAGE[0]))
     _emit_popf(begin("popfw"), narrow=True)
     emit_interrupt(begin("int"))
     emit_iret(begin("iret"))
+    realroutines.emit_interrupt(begin("real int"))
+    realroutines.emit_interrupt_return(begin("real iret"))
     page_fault, divide_error, deliver = Label(), Label(), Label()
     assembler.align(16)
     assembler.bind(soft_failed)

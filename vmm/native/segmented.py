@@ -21,6 +21,7 @@ from vmm.native.unit import Draft
 
 R8W, R9W, R9B = HostRegister(8, 16), HostRegister(9, 16), HostRegister(9, 8)
 _WRITES = frozenset({OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE})
+_SEGMENT_64K = 0x1_0000
 _factory = InstructionInfoFactory()
 
 
@@ -84,6 +85,12 @@ def check_bound(draft: Draft, segment: int, size_bytes: int, *, write: bool) -> 
     emit = draft.asm.emit
     emit("mov", R9, segment_bound(segment, write=write))
     emit("lea", R9, address(R9, size_bytes - 1, index=R8))
+    fault_unless_negative(draft)
+
+
+def check_no_wrap(draft: Draft, size_bytes: int) -> None:
+    """Fault unless so many bytes from the offset in R8 on are in the first 64 KiB: they would wrap in their midst."""
+    draft.asm.emit("lea", R9, address(R8, size_bytes - _SEGMENT_64K - 1))
     fault_unless_negative(draft)
 
 

@@ -10,7 +10,8 @@ from collections import OrderedDict
 
 from machine.cpu import Cpu
 from machine.memory import PAGE_SHIFT
-from machine.state import CR0_PG, CR0_WP, CR4_PAE, CR4_PGE, CR4_PSE
+from machine.segmentation import REAL_ATTRIBUTES
+from machine.state import CR0_PG, CR0_WP, CR4_PAE, CR4_PGE, CR4_PSE, CS
 from vmm.native import stateblock
 from vmm.native.dispatch import DispatchTable
 from vmm.native.modes import Mode, Modes
@@ -53,6 +54,7 @@ class Spaces:
         self._by_table: dict[int, Space] = {}
         self._published: Space | None = None
         self._tables_of_others: OrderedDict[int, Space] = OrderedDict()  # of modes that are not plain; in order of use
+        self._real_regime: tuple[int, Mode] | None = None  # what all code segments in the state block have in common
         self._regime: tuple[Mode, int, int] | None = None
 
     def attach(self) -> None:
@@ -90,6 +92,8 @@ class Spaces:
         quads[stateblock.DISPATCH] = space.table.host
         if space is not self._published:
             self._publish(space)
+        if mode.is_real and not mode.user:
+            self._remember_code(space)
         return space
 
     def adopt(self) -> Space:
@@ -105,6 +109,8 @@ class Spaces:
             cpu.set_cpl(3 if space.mode.user else 0)
             self.windows.select()
             self._publish(space)
+            if not space.mode.is_plain:
+                self._tables_of_others.move_to_end(space.table.host)
         return space
 
     def entry_counts(self) -> list[int]:
@@ -138,6 +144,7 @@ class Spaces:
         self._forget_table(space)
         self._published = None
         self._forget_address_spaces()
+        self._forget_code()
 
     def _forget_table(self, space: Space) -> None:
         for number in list(space.shared):
@@ -151,6 +158,13 @@ class Spaces:
     def _publish(self, space: Space) -> None:
         """Tell emitted code about the two privilege levels of this address space, as far as they have been used."""
         quads = self._block.quads
+        self._published = space
+        if space.mode.is_real and not space.mode.user:
+            self._forget_privileges()
+            if self._regime is not None:
+                self._forget_address_spaces()
+                self._regime = None
+            return
         cr3 = self._cpu.state.cr3
         for user, fields in ((False, stateblock.KERNEL_SPACE), (True, stateblock.USER_SPACE)):
             mode = self.modes.with_privilege(space.mode, user=user)
@@ -158,8 +172,12 @@ class Spaces:
             other = None if window is None else self._by_window.get(window.host, {}).get(mode)
             quads[fields] = 0 if other is None else other.window.host
             quads[fields + 1] = 0 if other is None else other.table.host
-        self._published = space
         self._remember(cr3, space.mode)
+
+    def _forget_privileges(self) -> None:
+        quads = self._block.quads
+        for fields in (stateblock.KERNEL_SPACE, stateblock.USER_SPACE):
+            quads[fields] = quads[fields + 1] = 0
 
     def _remember(self, cr3: int, mode: Mode) -> None:
         """Let emitted code load this value into CR3 by itself, as long as mode and paging stay what they are."""
@@ -174,6 +192,24 @@ class Spaces:
             for number in range(2):
                 quads[at + 1 + number] = quads[stateblock.KERNEL_SPACE + number]
                 quads[at + 3 + number] = quads[stateblock.USER_SPACE + number]
+
+    def _remember_code(self, space: Space) -> None:
+        """Let emitted code load the selector in CS by itself in real mode, as long as all but that is what it is."""
+        cs = self._cpu.state.segments[CS]
+        if cs.selector << 4 != space.mode.code_base or cs.attributes != REAL_ATTRIBUTES:
+            return
+        regime = space.window.host, self.modes.at_zero(space.mode)
+        if regime != self._real_regime:
+            self._forget_code()
+            self._real_regime = regime
+        at = stateblock.real_space_at(cs.selector)
+        self._block.quads[at] = cs.selector
+        self._block.quads[at + 1] = space.table.host
+
+    def _forget_code(self) -> None:
+        size_bytes = stateblock.REAL_SPACES * stateblock.REAL_SPACE_BYTES
+        at = 8 * stateblock.REAL_SPACES_AT
+        self._block.data[at : at + size_bytes] = bytes(size_bytes)
 
     def _forget_address_space(self, cr3: int) -> None:
         at = _slot_of(cr3)
@@ -204,9 +240,8 @@ class Spaces:
             self._forget_table(space)
         self._published = None
         self._forget_address_spaces()
-        quads = self._block.quads
-        for fields in (stateblock.KERNEL_SPACE, stateblock.USER_SPACE):
-            quads[fields] = quads[fields + 1] = 0
+        self._forget_code()
+        self._forget_privileges()
 
 
 def _slot_of(cr3: int) -> int:

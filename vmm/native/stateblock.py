@@ -12,6 +12,9 @@ BLOCK_BYTES = 2 * 4096
 SEGMENT_BYTES = 8
 ADDRESS_SPACES = 64
 ADDRESS_SPACE_BYTES = 40
+REAL_SPACES = 64  # a power of two
+REAL_SPACE_BYTES = 16
+REAL_SHIFTS = (4, 8)  # a selector is found by the sum of its digits, roughly: many are multiples of something
 PORT_STORE = 8
 SITES = 128  # a power of two
 SITE_BYTES = 16
@@ -85,6 +88,8 @@ _FIELDS = (
     ("published_budget", 8),
     # For some page tables used lately: CR3 in eight bytes, then their kernel_space and user_space; 0 is none.
     ("address_spaces", ADDRESS_SPACES * ADDRESS_SPACE_BYTES),
+    # For some code segments of real mode: the selector, and the dispatch table of its code, 0 if there is none.
+    ("real_spaces", REAL_SPACES * REAL_SPACE_BYTES),
     ("tsc_at_no_budget", 8),  # what RDTSC would give when the budget is used up
     ("eip", 4),  # of the next guest instruction, at an exit that names it
     ("reason", 4),  # why emitted code was left: `Exit`
@@ -186,6 +191,14 @@ def signed(value: int) -> int:
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
+def real_space_at(selector: int) -> int:
+    """Index into `quads` of what the state block may know of a code segment of real mode."""
+    number = selector
+    for shift in REAL_SHIFTS:
+        number += number >> shift
+    return REAL_SPACES_AT + REAL_SPACE_BYTES // 8 * (number & REAL_SPACES - 1)
+
+
 class StateBlock:
     """One state block in host memory.
 
@@ -265,6 +278,8 @@ SITES_AT = OFFSETS["sites"] // 4
 FAULT_FIRST = OFFSETS["fault_first"] // 8
 DELIVERIES = OFFSETS["deliveries"] // 4
 ADDRESS_SPACES_AT = OFFSETS["address_spaces"] // 8
+REAL_SPACES_AT = OFFSETS["real_spaces"] // 8
+REAL_CODE = 0x9300  # what `segments` has of CS that was loaded in real mode
 NS_PER_INSN = OFFSETS["ns_per_insn"] // 8
 TSC_AT_NO_BUDGET = OFFSETS["tsc_at_no_budget"] // 8
 WINDOW = OFFSETS["window"] // 8

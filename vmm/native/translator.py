@@ -19,7 +19,7 @@ from machine.instructions import Effect, lookup
 from machine.instructions.operands import CONDITION_NAMES
 from machine.instructions.table import FPU_FEATURES
 from vmm.blocks import OPTIONS
-from vmm.native import flow, guest, narrow, narrowstrings, stack, straddling, strings, system
+from vmm.native import flow, guest, narrow, narrowstrings, realmode, stack, straddling, strings, system
 from vmm.native import soft as soft_forms
 from vmm.native.cache import TranslationCache
 from vmm.native.floating import FLOATING, TRANSFERS, emit_floating, emit_state, prepare_pointers
@@ -86,6 +86,7 @@ EMITTERS: dict[str, Emitter] = {
 
 NARROW_EMITTERS: dict[str, Emitter] = {
     **narrow.EMITTERS,
+    **realmode.EMITTERS,
     **dict.fromkeys(_NOTHING, emit_nothing),
     **dict.fromkeys(_STRINGS, narrowstrings.emit_string),
 }

@@ -262,6 +262,15 @@ _ROUTINES = (
     Form("cmp", f"qword [r15+rax+{_SLOTS[2]}], imm", "is it in use?", stub=True),
     Form("jmp", "qword [state.routine_return]", "where the fragment said", flow="jump", stub=True),
 )
+_REAL_SPACES = OFFSETS["real_spaces"]  # RAX is a multiple of 16 below its size: a selector, then a table
+_REAL = (
+    Form("cmp", f"qword [r15+rax+{_REAL_SPACES}], r9", "the slot of a selector", stub=True),
+    Form("mov", f"r14, qword [r15+rax+{_REAL_SPACES + 8}]", "a dispatch table, or 0: a callout", stub=True),
+    Form("test", "r14, r14", "is it there?", stub=True),
+    Form("mov", "rcx, qword [state.segment_bounds]", "a number that an offset is added to", stub=True),
+    Form("lea", "rcx, [rcx+rax+imm]", "negative if the offset is within the limit", stub=True),
+    Form("test", "rcx, rcx", "is it?", stub=True),
+)
 _IN_RAM = {"r9": RAM, "rax": U32}
 _WALK = (
     Form("mov", "r9, qword [state.ram_view]", "page tables are read in it", gives={"r9": RAM}, stub=True),
@@ -318,4 +327,4 @@ FORMS: Final[tuple[Form, ...]] = (
     *_SOFT,
     *(*_FLOW, *_BUDGET, *_SEGMENTED, *_STRINGS, *_SYSTEM, *_STATE, *_COMPUTING, *_FLOATING),
 )
-STUB_FORMS: Final[tuple[Form, ...]] = (*_SOFT_ROUTINES, *_WALK, *_FAULTS, *_ROUTINES, *_STUBS, *FORMS)
+STUB_FORMS: Final[tuple[Form, ...]] = (*_SOFT_ROUTINES, *_WALK, *_REAL, *_FAULTS, *_ROUTINES, *_STUBS, *FORMS)
