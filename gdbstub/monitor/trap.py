@@ -22,7 +22,7 @@ def show_exits(guest: GuestTarget, _words: list[str]) -> Iterator[str]:
     """`exits`."""
     engine = guest.machine.engine
     if not isinstance(engine, CountsExits):
-        raise TargetError(f"The engine `{engine.name}` has no exits; the engines of `trap` have.")
+        raise TargetError(f"The engine `{engine.name}` has no exits; `hybrid` and the engines of `trap` have.")
     rows = engine.exit_counts()
     total = sum(row.count for row in rows)
     if not total:
