@@ -1,32 +1,19 @@
 """The guests that come from Debian's packages: they are what `debian` says of them, and QEMU runs them as it says."""
 
-import os
 import re
-import subprocess
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.system import debian
-from tests.system.tools import qemu
+from tests.system.tools import printed_until, qemu
 
 
 def serial_output_until(marker: bytes, arguments: list[str], timeout_s: float) -> bytes:
     """Run QEMU until `marker` has been printed on its first serial port, end it, and return all that was printed."""
     command = [str(qemu()), "-nodefaults", "-display", "none", "-vga", "std", "-m", "64", "-serial", "stdio"]
-    process = subprocess.Popen([*command, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    limit = threading.Timer(timeout_s, process.kill)
-    limit.start()
-    output = b""
-    with process:
-        assert process.stdout is not None
-        while marker not in output and (read := os.read(process.stdout.fileno(), 65536)):
-            output += read
-        limit.cancel()
-        process.kill()
-    return output
+    return printed_until(marker, [*command, *arguments], timeout_s)
 
 
 def test_gnumach_ends_in_its_expected_panic_under_qemu() -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from tests.system import debian
 from tests.system.initramfs import CHARACTER_DEVICE, DIRECTORY, REGULAR, Entry, archive
+from tests.system.tools import printed_until
 
 RAM = "128M"
 # So that the 150 ms for which it polls the timer are not 150 million instructions.
@@ -52,17 +50,7 @@ def console(initrd: Path) -> str:
     """Boot it, and return what it prints on COM1 up to the last words."""
     command = [sys.executable, "-m", "gdbstub.cli", "run", "--kernel", str(debian.linux()), "--initrd", str(initrd)]
     options = ["-m", RAM, "--append", "console=ttyS0", "--gdb", "none", "--ns-per-insn", NS_PER_INSN]
-    process = subprocess.Popen([*command, *options], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    limit = threading.Timer(TIMEOUT_S, process.kill)
-    limit.start()
-    output = b""
-    with process:
-        assert process.stdout is not None
-        while f"{LAST_WORDS}\r\n".encode() not in output and (read := os.read(process.stdout.fileno(), 65536)):
-            output += read
-        limit.cancel()
-        process.kill()
-    return output.decode("latin-1")
+    return printed_until(f"{LAST_WORDS}\r\n".encode(), [*command, *options], TIMEOUT_S).decode("latin-1")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -260,3 +261,18 @@ def gdb_mi(*, gdb: Path | None = None, program: Path | None = None, timeout_s: f
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
+
+
+def printed_until(marker: bytes, command: Sequence[str], timeout_s: float) -> bytes:
+    """Run a program until it has printed `marker`, or that long, end it, and return all that it printed."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    limit = threading.Timer(timeout_s, process.kill)
+    limit.start()
+    output = b""
+    with process:
+        assert process.stdout is not None
+        while marker not in output and (read := os.read(process.stdout.fileno(), 65536)):
+            output += read
+        limit.cancel()
+        process.kill()
+    return output
