@@ -81,7 +81,8 @@ class TranslationCache:
         routines: offsets of the routines of in-TC emulation.
         stubs_bytes: length of the stubs, from offset 0 on.
         way_in: offset of the stub that `enter` calls.
-        withheld: rows of the instruction table for which no code is emitted.
+        withheld: rows of the instruction table for which no code is emitted; those of MOV to and from control
+            registers with the register's number.
         longest_unit_insns: so many instructions, at most, become one translation unit; None: as many as may.
     """
 

@@ -192,12 +192,23 @@ def _translate_straddling(draft: Draft, data: bytes, beyond: bytes, features: fr
     return _call_out(draft, eip, eip)
 
 
+def _name(mnemonic: str, instruction: Instruction) -> str:
+    """As `TranslationCache.withheld` has it."""
+    if mnemonic == "mov_from_cr":
+        return f"{mnemonic}{instruction.op1_register - Register.CR0}"
+    if mnemonic == "mov_to_cr":
+        return f"{mnemonic}{instruction.op0_register - Register.CR0}"
+    return mnemonic
+
+
 def _emit(
     draft: Draft, instruction: Instruction, data: bytes, decoder: Decoder, features: frozenset[int] = P6_INSTRUCTIONS
 ) -> bool:
     """Emit one instruction, or nothing at all."""
     row = lookup(instruction.code, features)
-    if row is None or instruction.next_ip > draft.mode.code_limit or row.mnemonic in draft.tc.withheld:
+    if row is None or instruction.next_ip > draft.mode.code_limit:
+        return False
+    if draft.tc.withheld and _name(row.mnemonic, instruction) in draft.tc.withheld:
         return False
     if draft.pointers.pending:
         prepare_pointers(draft, instruction, row.mnemonic)

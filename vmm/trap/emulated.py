@@ -68,6 +68,9 @@ class NoCulprits(Culprits):
         """Never translated anew."""
         return False
 
+    def write(self, _fragment: Fragment, _first: int, _end: int) -> None:
+        """Nor one whose bytes keep changing."""
+
 
 class GuestMode(BinaryTranslator):
     """A CPU with SVM, as far as a VMM needs it: `vmrun`.

@@ -87,7 +87,7 @@ class Policy:
         self.cr, self.dr, self.exceptions, self.three, self.four = vectors
 
     def rows(self) -> frozenset[str]:
-        """The rows of the instruction table that may be intercepted."""
+        """The rows of the instruction table that may be intercepted, as `TranslationCache.withheld` has them."""
         names = {name for name, simple in _SIMPLE.items() if self.three & simple.bit}
         if self.three & Intercept3.IOIO_PROT:
             names |= {"in", "out", *_STRING_PORTS}
@@ -97,10 +97,13 @@ class Policy:
             names.add("wbinvd")
         if self.four & Intercept4.ICEBP:
             names.add("int1")
-        if self.cr & (1 << CR_WRITE_SHIFT) - 1:
-            names |= {"mov_from_cr", "smsw"}
-        if self.cr >> CR_WRITE_SHIFT or self.three & Intercept3.CR0_SEL_WRITE:
-            names |= {"mov_to_cr", "lmsw", "clts"}
+        writes = self.cr >> CR_WRITE_SHIFT | bool(self.three & Intercept3.CR0_SEL_WRITE)
+        names |= {f"mov_from_cr{number}" for number in range(CR_WRITE_SHIFT) if self.cr >> number & 1}
+        names |= {f"mov_to_cr{number}" for number in range(CR_WRITE_SHIFT) if writes >> number & 1}
+        if self.cr & 1:
+            names.add("smsw")
+        if writes & 1:
+            names |= {"lmsw", "clts"}
         if self.dr:
             names |= {"mov_from_dr", "mov_to_dr"}
         return frozenset(names)

@@ -52,6 +52,25 @@ def test_each_store_to_a_page_table_is_a_trace_however_often() -> None:
     assert "exits EXCP_PF trace" not in counts_of(f"{touch}; hlt", nested=True)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_code_that_is_patched_is_translated_each_time(nested: bool) -> None:
+    source = "mov esi, 60; again: mov [patched + 1], esi; patched: mov eax, 0x11111111; dec esi; jne again; hlt"
+    counts = counts_of(source, nested=nested)
+    assert int(counts["fragments dropped"]) >= 59
+    assert counts["adaptations"] == counts["adaptations to written code"] == 0
+
+
+def test_only_the_control_registers_that_are_intercepted_leave_emitted_code() -> None:
+    source = "mov ecx, 50; again: mov eax, cr2; mov edx, cr3; mov cr3, edx; dec ecx; jne again; hlt"
+    counts = counts_of(source, nested=True)
+    assert "callouts of mov_to_cr" not in counts
+    assert "callouts of mov_from_cr" not in counts
+    assert not any(name.startswith("exits CR") for name in counts)
+    counts = counts_of(source)
+    assert counts["exits CR3_READ"] == counts["exits CR3_WRITE"] == 50
+    assert counts["callouts of mov_from_cr"] == 50, "not those of CR2"
+
+
 def test_stores_beside_code_are_no_exits() -> None:
     """The native core protects the page, for it holds code in emitted form; hardware does not."""
     counts = counts_of("mov ecx, 100; again: inc dword ptr [0x1f00]; dec ecx; jne again; hlt")
