@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,8 +12,18 @@ from machine.debug import StopKind, Watchpoint
 from machine.faults import Vector
 from machine.memory import HOLDS_TABLE
 from machine.state import CR0_WP, CR4_PAE, CR4_PSE, EBP, EBX, ECX, ESI
+from tests.engine import restless, trap, trap_nested
 from tests.oracles.assembler import assemble
-from tests.vmm.bare import PAGE_DIRECTORY, PAGE_TABLE, STACK_TOP, Bare, map_low_memory, set_handler, set_page
+from tests.vmm.bare import (
+    PAGE_DIRECTORY,
+    PAGE_TABLE,
+    STACK_TOP,
+    Bare,
+    EngineMaker,
+    map_low_memory,
+    set_handler,
+    set_page,
+)
 from tests.vmm.test_bt_memory import Port, gate_for_users, skip_handler, user_mode
 from tests.vmm.twins import Twins
 
@@ -649,6 +661,26 @@ class TestFromOutside:
             twins.run(12_000, STEPS)
             assert count(twins, "soft forms") >= 3
             assert count(twins, "soft fallbacks") > 100
+
+
+class TestOtherEngines:
+    @pytest.mark.parametrize("prepare", [map_low_memory, map_with_pae])
+    @pytest.mark.parametrize("make", [trap, trap_nested])
+    def test_trap_has_no_soft_forms(self, make: EngineMaker, prepare: Callable[[Bare], None]) -> None:
+        entry = PAE_TABLES + 0x3000 + 8 * 0x100 if prepare is map_with_pae else ENTRY
+        source = thrash(f"add [{PAGE:#x}], ecx\nadd ebx, [{PAGE + 4:#x}]").replace(f"{ENTRY:#x}", f"{entry:#x}")
+        with Twins(source, prepare, engine=make) as twins:
+            twins.run(3000, STEPS)
+            for name in ("soft forms", "soft fallbacks", "volatile pages"):
+                assert count(twins, name) == 0
+            traces = count(twins, "exits EXCP_PF trace")
+            assert traces > 250 if make is trap else not traces
+
+    @pytest.mark.usefixtures("hasty")
+    def test_hybrid_goes_to_and_fro(self) -> None:
+        """What one engine keeps out of the windows that they share the other one has mapped."""
+        with Twins(thrash(f"add [{PAGE:#x}], ecx\nadd ebx, [{PAGE + 4:#x}]"), map_low_memory, engine=restless) as twins:
+            twins.run(20_000, STEPS)
 
 
 class TestAdaptation:
