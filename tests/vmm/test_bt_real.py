@@ -107,7 +107,7 @@ LOOPS = {
     """,
     "alignment check": """
         pushfd
-        or dword ptr [0x6ffc], 0x40000
+        or dword ptr [0x7ffc], 0x40000
         popfd
         int 0x61
         pushfd
