@@ -99,6 +99,28 @@ def test_at_each_step(stack: ExitStack) -> None:
     assert halted
 
 
+def test_what_is_beside_the_registers(stack: ExitStack) -> None:
+    machine = start(stack, options())
+    side_of(machine).advance(RING_3)
+    machine.cpu.pending_debug = 1
+    machine.lines.raise_nmi()
+    other = twin(stack, machine)
+    assert other.cpu.mmu.user
+    assert other.cpu.pending_debug == 1
+    assert other.lines.nmi_pending
+    assert other.lines.attention
+    assert other.statistics()["icount"] == other.engine_since_icount == RING_3
+
+
+def test_a_line_that_the_guest_has_printed_on_is_still_in_use(stack: ExitStack) -> None:
+    machine = start(stack, options("boot"))
+    assert not twin(stack, machine).serial_is_listening(0)
+    side_of(machine).advance(BOOT_LAST)
+    assert not machine.board.com1.receives_by_interrupt
+    other = twin(stack, machine)
+    assert [other.serial_is_listening(index) for index in (0, 1)] == [True, False]
+
+
 def test_neither_touches_the_other(stack: ExitStack) -> None:
     machine = start(stack, options())
     side_of(machine).advance(50_000)
@@ -142,6 +164,9 @@ def test_input_that_is_to_come_in_again_comes_to_both(stack: ExitStack) -> None:
     side_of(machine).advance(200_000)
     other = twin(stack, machine)
     assert differences(side_of(machine), side_of(plain)) != [], "the first one has come in"
+    with closing(machine.snapshot()) as first, closing(other.snapshot()) as second:
+        assert len(first.replay) == 2
+        assert first.replay == second.replay
     for each in (machine, other, plain):
         side_of(each).advance(300_000)
     assert differences(side_of(machine), side_of(other)) == []
@@ -178,6 +203,7 @@ def test_a_reset_of_the_copy_boots_the_same_image(stack: ExitStack) -> None:
     for each in (machine, other):
         side_of(each).advance(200_000)
     assert machine.resets == other.resets >= 1
+    assert twin(stack, machine).resets == machine.resets
     assert differences(side_of(machine), side_of(other)) == []
 
 
