@@ -5,8 +5,9 @@ choices.
 
 A stretch of the run is judged at a time. While the running engine costs next to nothing, nothing is asked. When two
 stretches in a row are alike, and not like those before, a phase has begun: the other engine is tried for two stretches,
-of which the first, which pays for what is new to it, does not count. It stays if it is cheaper by a margin. If not it
-is tried again, ever more rarely, since a phase may change for one of them only.
+of which the first, which pays for what is new to it, does not count, and the second is as long as the one that it is
+compared with. It stays if it is cheaper by a margin. If not it is tried again, ever more rarely, since a phase may
+change for one of them only.
 
 Where phases turn out to be short, stretches get longer, until one has some of each kind in it.
 """
@@ -135,6 +136,7 @@ class Chooser:
         self._settled_icount = icount  # when they were
         self._unsettled = 0
         self._is_trying = False
+        self._compared_insns = STRETCH_INSNS  # how long the stretch was that a trial is to be compared with
         self._rate_before = 0.0  # of the engine that ran before a trial
         self._rates_before: Mapping[str, float] = {}
         self._wait = 0  # stretches until the other one is tried again
@@ -153,6 +155,7 @@ class Chooser:
         before = self.engine
         if self._unjudged:
             self._unjudged -= 1
+            self.stretch_insns = self._compared_insns
         elif self._is_trying:
             self._end_trial(cost)
         else:
@@ -188,6 +191,7 @@ class Chooser:
             self._wait -= 1
             return
         self._is_trying = True
+        self._compared_insns = max(cost.insns, self._shortest_insns)
         self._rate_before, self._rates_before = cost.rate, rates
         self._set_stretch(0, cost.rate)
         self._switch(f"to see what it costs, where {self.engine} costs {cost.rate:,.0f}", is_trial=True)
