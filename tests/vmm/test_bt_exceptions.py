@@ -38,6 +38,7 @@ from tests.vmm.rings import (
     USER_DATA,
     USER_STACK,
 )
+from tests.vmm.test_bt_floating import floating
 from tests.vmm.test_bt_system import Timer
 from tests.vmm.twins import Twins
 
@@ -454,3 +455,26 @@ class TestDivideErrors:
             twins.run(500)
             check_counts(twins)
             assert delivered(twins) > 40
+
+
+@pytest.mark.parametrize(
+    "faulting", [f"mov eax, [{HOLE + 0x20}]", f"mov ebx, [{HOLE + 0x20}]\nfld1\nfstp st(0)"], ids=["behind", "before"]
+)
+def test_x87_pointers_around_a_page_fault(faulting: str) -> None:
+    """They are stored before the handler looks, where the fault comes between x87 instructions."""
+
+    def prepare(bare: Bare) -> None:
+        floating(bare)
+        map_low_memory(bare)
+        set_page(bare, HOLE, 0)
+        skip = "fnstenv [0x3_0000]\nadd esp, 4\nadd edi, [0x3_000C]\nrol edi, 3\nadd edi, [0x3_0014]\n"
+        length = 5 if faulting.startswith("mov eax") else 6
+        set_handler(bare, 14, assemble(f"{skip}add dword ptr [esp], {length}\niretd".replace("_", "")))
+
+    source = (
+        f"1: fninit\nfld dword ptr [0x30100]\nfmul dword ptr [0x30104]\n{faulting}\nfstp dword ptr [0x30108]\njmp 1b"
+    )
+    with Twins(source, prepare) as twins:
+        twins.run(3000, (700, 33, 1))
+        check_counts(twins)
+        assert int(twins.count("true faults")) > 100
