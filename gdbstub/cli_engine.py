@@ -147,7 +147,7 @@ def _named_engine(options: argparse.Namespace) -> str | None:
             if getattr(options, name):
                 raise UsageError(f"--{name.replace('_', '-')} is for --vmm trap")
         engine: str | None = options.vmm
-        return engine
+        return None if engine is None else engine.replace("-", " ")
     if options.trap_backend == "kvm":
         if options.paging:
             raise UsageError("--paging is for the emulated backend of --vmm trap; KVM has its own way")

@@ -100,8 +100,8 @@ def _event_rows(guest: GuestTarget) -> Iterable[Row]:
 TABLES: Mapping[str, Table] = {
     "engines": Table("The engines, and which one runs the guest", _engine_rows),
     "statistics": Table("What the engine has counted since the start", _statistics_rows),
-    "exits": Table("What the guest was left for, under trap", _exit_rows),
-    "exit-sites": Table("The guest addresses whose exits cost most, under trap", _exit_site_rows),
+    "exits": Table("What the guest was left for, by trap and hybrid", _exit_rows),
+    "exit-sites": Table("The guest addresses whose exits cost most", _exit_site_rows),
     "devices": Table("The state of each device", _device_rows),
     "events": Table("What devices have to do at a later time", _event_rows),
 }

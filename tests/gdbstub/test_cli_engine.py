@@ -68,6 +68,8 @@ def test_the_backends_of_trap() -> None:
     assert chosen("--vmm", "trap") == ("trap", "bt", [])
     assert chosen("--vmm", "trap", "--trap-backend", "emulated", "--paging", "shadow")[0] == "trap"
     assert chosen("--vmm", "trap", "--paging", "nested")[0] == "trap nested"
+    assert chosen("--vmm", "trap-nested")[0] == "trap nested"
+    assert chosen("--vmm", "trap-kvm")[0] == "trap kvm"
     assert chosen("--vmm", "trap", "--trap-backend", "kvm")[0] == "trap kvm"
     assert chosen("--vmm", "hybrid") == ("hybrid", "bt", [])
     for words in (["--paging", "nested"], ["--vmm", "hybrid", "--paging", "nested"], ["--trap-backend", "emulated"]):

@@ -49,7 +49,7 @@ class TestStatuses:
         assert run().returncode == 2
         done = run("--help")
         assert done.returncode == 0
-        for name in (b"run", b"gdb", b"bench", b"doctor"):
+        for name in (b"run", b"gdb", b"diff", b"bench", b"doctor"):
             assert name in done.stdout
         assert b"--debugcon" in run("run", "--help").stdout
         assert re.match(rb"trapgate( \d+\.\d+|, run from its sources)", run("--version").stdout)
