@@ -181,3 +181,59 @@ def test_rights(operation: str, without: str) -> None:
     source = f"1: stc\n{operation}\nadc edi, 0\ninc ecx\ncmp ecx, 9\njne 2f\nclts\n2: jmp 1b"
     with Twins(source, prepare) as twins:
         twins.run(200, (7, 3))
+
+
+def test_a_lazy_switch_stays_in_the_cache(other_engine: str) -> None:
+    source = f"""
+    1:  mov eax, cr0
+        or eax, 8
+        mov cr0, eax
+        mov esi, cr0
+        clts
+        fxrstor [{IMAGES}]
+        fxsave [{AREA}]
+        mov edi, cr0
+        jmp 1b
+    """
+    with Twins(source, floating) as twins:
+        twins.run(90, (9, 2))
+        before = callouts(twins)
+        twins.run(1800, (450,))
+        # Where a VMM wants to know of CR0, each is an exit.
+        assert callouts(twins) == before or other_engine != "bt"
+
+
+def test_any_bits_of_cr0_that_concern_the_fpu() -> None:
+    """MP, EM and TS in all combinations; #NM and #UD clear EM and TS, and the instruction is tried again."""
+    source = """
+    1:  mov eax, cr0
+        mov ecx, edx
+        and ecx, 0xe
+        and eax, 0xfffffff1
+        or eax, ecx
+        mov cr0, eax
+        mov esi, cr0
+        fld1
+        fstp st
+        movaps xmm0, xmm1
+        mov cr0, eax
+        fwait
+        clts
+        stc
+        mov edi, cr0
+        adc edx, 1
+        movaps xmm1, xmm0
+        mov cr0, eax
+        movaps xmm1, xmm0
+        jmp 1b
+    """
+
+    def prepare(bare: Bare) -> None:
+        floating(bare)
+        handler = assemble("push eax\nmov eax, cr0\nand eax, 0xfffffff3\nmov cr0, eax\npop eax\ninc ebx\niretd")
+        for vector in (Vector.NM, Vector.UD):
+            set_handler(bare, vector, handler)
+
+    with Twins(source, prepare) as twins:
+        twins.run(2400, (700, 5, 31))
+        assert twins.reference.state.gpr[EBX] > 50

@@ -37,6 +37,7 @@ class LiveFpu:
         self._cpu = cpu
         self._block = block
         self._allowed: tuple[int, int, bool] | None = None
+        self._gate = _NOWHERE
         self.used = False
         page = cpu.state.fpu.page
         block.quads[stateblock.FPU_PAGE] = ctypes.addressof(ctypes.c_char.from_buffer(page))
@@ -44,22 +45,31 @@ class LiveFpu:
     def prepare(self) -> None:
         """Set the gates, and whether to swap, by what the CPU allows now."""
         state = self._cpu.state
+        cr0 = self._block.words[stateblock.CR0]  # of which emitted code may have changed TS, while `state` is as before
         # While FERR# is up, instructions that clear the error have to lower it: the interpreter does.
-        allowed = state.cr0 & (CR0_EM | CR0_TS), state.cr4 & CR4_OSFXSR, self._cpu.fpu_error.ferr
-        if allowed == self._allowed:
+        allowed = cr0 & (CR0_EM | CR0_TS), state.cr4 & CR4_OSFXSR, self._cpu.fpu_error.ferr
+        quads = self._block.quads
+        # Emitted code opens and closes the gates as it changes TS, which the interpreter may have changed back.
+        if allowed == self._allowed and quads[stateblock.FPU_GATE] == self._gate:
             return
         self._allowed = allowed
-        quads = self._block.quads
-        is_open = not allowed[0] and not allowed[2]
-        quads[stateblock.FPU_LIVE] = is_open
-        quads[stateblock.FPU_GATE] = self._block.host if is_open else _NOWHERE
-        quads[stateblock.SSE_GATE] = self._block.host if is_open and allowed[1] else _NOWHERE
+        # With TS they are loaded all the same: emitted code may clear it, and open the gates.
+        is_live = not allowed[0] & CR0_EM and not allowed[2]
+        quads[stateblock.FPU_LIVE] = is_live
+        gate = self._block.host if is_live else _NOWHERE
+        sse_gate = gate if allowed[1] else _NOWHERE
+        quads[stateblock.FPU_GATE_WITHOUT_TS], quads[stateblock.SSE_GATE_WITHOUT_TS] = gate, sse_gate
+        is_switched = bool(allowed[0] & CR0_TS)
+        self._gate = quads[stateblock.FPU_GATE] = _NOWHERE if is_switched else gate
+        quads[stateblock.SSE_GATE] = _NOWHERE if is_switched else sse_gate
 
     def forget(self) -> None:
         """The translation cache is empty: nothing is swapped until there is floating-point code again."""
         self.used = False
         self._allowed = None
-        self._block.quads[stateblock.FPU_LIVE] = 0
+        quads = self._block.quads
+        quads[stateblock.FPU_LIVE] = 0
+        quads[stateblock.FPU_GATE_WITHOUT_TS] = quads[stateblock.SSE_GATE_WITHOUT_TS] = _NOWHERE
 
 
 def emit_load(assembler: Assembler) -> None:

@@ -1,11 +1,12 @@
-"""Routines of the TC that save, load and initialize the guest's FPU: FXSAVE, FXRSTOR, LDMXCSR and FNINIT.
+"""Routines of the TC that save, load and switch the guest's FPU: FXSAVE, FXRSTOR, LDMXCSR, FNINIT, and CR0.TS.
 
 The registers are the host's by then, which a gate in the fragment has seen to. What the host would do otherwise than
 the guest's CPU is made good on the way: the pointers to the last instruction, the mask of MXCSR, reserved bits. What is
 not plain (an area in two pages, a reserved bit of MXCSR, a pending exception) is a callout. They must not know
 fragments.
 
-Source: SDM Vol. 2A, "FXSAVE", "FXRSTOR", "FINIT/FNINIT", "LDMXCSR"; APM Vol. 5 on what FXSAVE of its makers leaves out.
+Source: SDM Vol. 2A, "CLTS", "FXSAVE", "FXRSTOR", "FINIT/FNINIT", "LDMXCSR"; APM Vol. 5, "FXSAVE", on what it leaves
+out.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from machine.fpustate import (
     XMM,
 )
 from machine.memory import PAGE_BYTES
-from vmm.native.operands import EAX, ECX, EDX, R8, R9D, RAX, Memory, dword
+from machine.state import CR0_TS
+from vmm.native.operands import EAX, ECX, EDX, R8, R9D, RAX, Label, Memory, dword
 from vmm.native.routine import Routine, linear
 from vmm.native.stateblock import field
 
@@ -52,6 +54,8 @@ def emit_fpu_routines(begin: Callable[[str], Routine]) -> None:
     _emit_fxrstor(begin("fxrstor"))
     _emit_ldmxcsr(begin("ldmxcsr"))
     _emit_fninit(begin("fninit"))
+    _emit_clts(begin("clts"))
+    _emit_load_cr0(begin("load cr0"))
 
 
 def _move(writer: Routine, form: bytes, at: int) -> None:
@@ -161,3 +165,40 @@ def _emit_fninit(writer: Routine) -> None:
     for name in ("fpu_ip", "fpu_cs", "fpu_dp", "fpu_ds", "fpu_op"):
         emit("mov", field(name), 0)
     writer.succeed()
+
+
+def _open_gates(writer: Routine) -> None:
+    """CR0.TS is clear."""
+    for name in ("fpu_gate", "sse_gate"):
+        writer.emit("mov", RAX, field(f"{name}_without_ts"))
+        writer.emit("mov", field(name), RAX)
+
+
+def _emit_clts(writer: Routine) -> None:
+    """The registers have been loaded, if they may be used but for TS."""
+    emit = writer.emit
+    emit("mov", field("routine_return"), R8)
+    emit("and", field("cr0"), _MASK32 & ~CR0_TS)
+    _open_gates(writer)
+    writer.succeed()
+
+
+def _emit_load_cr0(writer: Routine) -> None:
+    """MOV CR0 with the value in R9D, if it changes TS alone."""
+    emit, is_clear = writer.emit, Label()
+    emit("mov", field("routine_return"), R8)
+    emit("mov", EAX, R9D)
+    emit("mov", ECX, field("cr0"))
+    emit("xor", EAX, ECX)
+    emit("and", EAX, _MASK32 & ~CR0_TS)
+    writer.unless("e")
+    emit("mov", field("cr0"), R9D)
+    emit("and", R9D, CR0_TS)
+    emit("je", is_clear)
+    for name in ("fpu_gate", "sse_gate"):
+        emit("mov", field(name), 0)
+    writer.succeed()
+    writer.asm.bind(is_clear)
+    _open_gates(writer)
+    writer.succeed()
+    writer.fail()

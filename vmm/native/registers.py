@@ -97,7 +97,7 @@ class GuestRegisters:
         words = block.words
         rest = state.eflags & ~(RFLAGS_MASK | IF | SYSTEM_FLAGS)
         state.eflags = rest | flags | words[stateblock.INTERRUPT_FLAG] | words[stateblock.SYSTEM_FLAGS]
-        state.cr2 = words[stateblock.CR2]
+        state.cr0, state.cr2 = words[stateblock.CR0], words[stateblock.CR2]
         self._cpu.mmu.update_alignment()
         segments = changed[_ALL_SEGMENTS]
         if segments != self._handed_over[_ALL_SEGMENTS] and self._taken.get(segments) != _loaded(state):

@@ -112,6 +112,8 @@ _FIELDS = (
     ("fpu_page", 8),  # host address of the page of `machine.fpustate`
     ("fpu_gate", 8),  # host addresses from which x87 and MMX, and SSE, read one doubleword: they fault if not allowed
     ("sse_gate", 8),
+    ("fpu_gate_without_ts", 8),  # what they are while CR0.TS is clear
+    ("sse_gate_without_ts", 8),
     ("fpu_ip", 4),  # the pointers to the last x87 instruction and operand
     ("fpu_cs", 4),
     ("fpu_dp", 4),
@@ -295,3 +297,5 @@ FPU_LIVE = OFFSETS["fpu_live"] // 8
 FPU_PAGE = OFFSETS["fpu_page"] // 8
 FPU_GATE = OFFSETS["fpu_gate"] // 8
 SSE_GATE = OFFSETS["sse_gate"] // 8
+FPU_GATE_WITHOUT_TS = OFFSETS["fpu_gate_without_ts"] // 8
+SSE_GATE_WITHOUT_TS = OFFSETS["sse_gate_without_ts"] // 8

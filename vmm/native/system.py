@@ -192,11 +192,23 @@ def emit_rdtsc(draft: Draft, _instruction: Instruction) -> bool:
     return True
 
 
+def emit_clts(draft: Draft, instruction: Instruction) -> bool:
+    """CLTS in ring 0."""
+    if draft.mode.user:
+        return False
+    draft.call_routine("clts", instruction.ip32, instruction.next_ip32)
+    return True
+
+
 def emit_mov_to_cr(draft: Draft, instruction: Instruction) -> bool:
-    """MOV CR3, r32 in ring 0: other control registers change the mode."""
-    if draft.mode.user or instruction.op0_register != Register.CR3:
+    """MOV CR3, r32 in ring 0, and CR0 if only TS changes: other bits and registers change the mode."""
+    number = instruction.op0_register - Register.CR0
+    if draft.mode.user or number not in (0, 3):
         return False
     draft.asm.emit("mov", R9D, guest.register(instruction.op1_register))
+    if number == 0:
+        draft.call_routine("load cr0", instruction.ip32, instruction.next_ip32)
+        return True
     draft.go_to_routine("load cr3", instruction.ip32, instruction.next_ip32)
     draft.is_complete = True
     return True

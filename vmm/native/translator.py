@@ -73,6 +73,7 @@ EMITTERS: dict[str, Emitter] = {
     "sysexit": system.emit_sysexit,
     "mov_from_cr": system.emit_mov_from_cr,
     "mov_to_cr": system.emit_mov_to_cr,
+    "clts": system.emit_clts,
     "cpuid": system.emit_cpuid,
     "in": system.emit_port_access,
     "out": system.emit_port_access,
