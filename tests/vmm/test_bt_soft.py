@@ -197,16 +197,16 @@ class TestOnePage:
             assert twins.reference.memory.load(FRAMES[0] + 4, 4)
 
     def test_now_and_then_it_is_code(self) -> None:
-        """The immediate operand of an instruction is written to through the page."""
+        """The immediate operand of an instruction, which is aligned as an entry is, is written to through the page."""
 
         def prepare(bare: Bare) -> None:
             map_low_memory(bare)
-            bare.memory.write(FRAMES[1] + 0x900, assemble("mov eax, 5\nret"))
+            bare.memory.write(FRAMES[1] + 0x8FF, b"\x05\5\0\0\0\xc3")  # add eax, 5; ret
 
         source = thrash(f"""
-            mov edx, [{PAGE + 0x901:#x}]
-            mov [{PAGE + 0x901:#x}], ecx
-            mov eax, {FRAMES[1] + 0x900:#x}
+            mov edx, [{PAGE + 0x900:#x}]
+            mov [{PAGE + 0x900:#x}], ecx
+            mov eax, {FRAMES[1] + 0x8FF:#x}
             call eax
             imul ebx, 3
             add ebx, eax
@@ -580,6 +580,36 @@ class TestTables:
         with Twins(source, prepare) as twins:
             twins.run(9000, STEPS)
             assert count(twins, "soft forms") >= 3
+
+    @pytest.mark.parametrize(
+        ("at", "access"), [(0x1008, "add ebx, [esi]"), (0x3000 + 8 * 0x100, "sgdt [esi]"), (0x1008, "sgdt [esi]")]
+    )
+    def test_pae_with_upper_halves_in_use(self, at: int, access: str) -> None:
+        """By a window, or by the interpreter alone; the store has become soft with entries of no use."""
+
+        def prepare(bare: Bare) -> None:
+            map_with_pae(bare)
+            handler = f"add esp, 4\nmov dword ptr [{PAE_TABLES + at + 4:#x}], 0\ninc ebp\niretd"
+            set_handler(bare, Vector.PF, assemble(handler))
+
+        source = f"""
+            mov esi, 0x40300000
+            1: inc ecx
+            mov edi, {PAE_TABLES + 0x3800 + 8 * 0x80:#x}
+            mov eax, {PAGE | 7:#x}
+            mov edx, ecx
+            and edx, 63
+            jnz 2f
+            mov edi, {PAE_TABLES + at + 4:#x}
+            mov eax, 0x10
+            2: mov [edi], eax
+            {access}
+            jmp 1b
+        """
+        with Twins(source, prepare) as twins:
+            twins.run(9000, STEPS)
+            assert count(twins, "soft forms") >= 1
+            assert twins.reference.state.gpr[EBP] > 10
 
 
 class TestFromOutside:
