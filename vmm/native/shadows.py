@@ -236,7 +236,7 @@ class Shadows:
 
     def depend_on(self, cell: int) -> bool:
         """Whether a window depends on the entry that the doubleword at offset `cell` of RAM is, or is a part of."""
-        if cell in self._by_upper or cell & -8 in self._by_upper:
+        if cell in self._by_upper or any(region.page_count == 512 for region in self._by_upper.get(cell & -8, ())):
             return True
         for region in self._by_table.get(cell & -4096, ()):
             index = (cell & 4095) // (4096 // region.page_count)
