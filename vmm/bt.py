@@ -340,8 +340,7 @@ class BinaryTranslator(ArrivingTranslator):
         is_plain = clock.deadline_icount >= limit_icount and not is_wanted
         if is_plain and self._spaces.current is space and now_s <= self._deadline_s:
             if may_poll:
-                quads[stateblock.BUDGET] -= self.ports.pass_over(tc.state, space, clock.icount + 1)
-                self.ports.publish(tc.state, limit_icount)
+                quads[stateblock.BUDGET] -= self.ports.poll(tc.state, space, limit_icount)
             return int(words[stateblock.PORT_RESUME])
         self._sync(limit_icount, words[stateblock.ROUTINE_NEXT])
         return None

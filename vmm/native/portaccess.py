@@ -92,39 +92,42 @@ class PortAccesses:
             words[EAX] = eax & ~mask | cpu.ports.load(port, size_bytes) & mask
         return False
 
-    def publish(self, block: StateBlock, limit_icount: int) -> None:
-        """If the read of a byte just performed was one of several in a row, tell emitted code what others will give.
+    def poll(self, block: StateBlock, space: Space, limit_icount: int) -> int:
+        """A byte has just been read, maybe not for the first time: pass over rounds like the last one, or publish it.
 
         Args:
             block: the state block.
+            space: where the instruction is.
             limit_icount: when the budget is used up.
+
+        Returns:
+            How many instructions retire in rounds that are passed over: what they would do has been done already.
         """
         words, clock, ports = block.words, self._cpu.clock, self._cpu.ports
-        port, value = words[stateblock.PORT], words[stateblock.PUBLISHED_VALUE]
-        if (port, value) != self._read_before:
+        port = words[stateblock.PORT]
+        until_ns = ports.steady_until_ns(port, 1)
+        if not until_ns:
+            self._before = None
+            self._reads = 0
+            return 0
+        passed_insns = self._pass_over(block, space, until_ns)
+        value = words[stateblock.PUBLISHED_VALUE]
+        if passed_insns or (port, value) != self._read_before:
             self._reads = 0
         self._read_before = port, value
         self._reads += 1
-        if self._reads < READS_BEFORE_PUBLISHED:
-            return
-        until_ns = ports.steady_until_ns(port, 1)
         # What the read itself has changed is not read again.
-        if until_ns and ports.load(port, 1) == value:
+        if self._reads >= READS_BEFORE_PUBLISHED and ports.load(port, 1) == value:
             until_icount = -((clock.idle_ns - until_ns) // clock.ns_per_insn)
             words[stateblock.PUBLISHED_PORT] = -4 * port & MASK32
             block.quads[stateblock.PUBLISHED_BUDGET] = until_icount - limit_icount
+        return passed_insns
 
-    def pass_over(self, block: StateBlock, space: Space, icount: int) -> int:
-        """How many instructions retire in rounds that are like the last one, behind a read just performed.
-
-        What they would do has been done already; the budget is the caller's.
-        """
-        words, clock = block.words, self._cpu.clock
-        steady_ns = self._cpu.ports.steady_until_ns(words[stateblock.PORT], words[stateblock.PORT_ACCESS])
-        if not steady_ns:
-            self._before = None
-            return 0
-        eip = words[stateblock.ROUTINE_EIP]
+    def _pass_over(self, block: StateBlock, space: Space, steady_ns: int) -> int:
+        """How many instructions retire in rounds that are like the last one, behind a read just performed."""
+        clock = self._cpu.clock
+        icount = clock.icount + 1
+        eip = block.words[stateblock.ROUTINE_EIP]
         now = eip, bytes(block.data[:_GPR_BYTES]), block.quads[stateblock.FLAGS]
         before, round_insns = self._before, icount - self._before_icount
         self._before, self._before_icount = now, icount
@@ -134,7 +137,6 @@ class PortAccesses:
         rounds = min(steady_insns, block.quads[stateblock.BUDGET] - _MARGIN_INSNS) // round_insns
         if rounds <= 0 or not self._only_computes(space, eip, round_insns):
             return 0
-        self._reads = 0
         self.rounds += rounds
         self._before_icount += rounds * round_insns
         return rounds * round_insns
