@@ -202,10 +202,18 @@ class Delivery:
 
     @classmethod
     def of_event(
-        cls, vector: int, *, external: bool, error_code: int | None, return_eip: int, linear: int | None = None
+        cls,
+        vector: int,
+        *,
+        external: bool,
+        error_code: int | None,
+        return_eip: int,
+        linear: int | None = None,
+        resume: bool | None = None,
     ) -> Self:
         """Of an event, as `deliver_event` takes it."""
-        resume = not external and vector not in _NOT_FAULTS
+        if resume is None:
+            resume = not external and vector not in _NOT_FAULTS
         return cls(_Event(vector, error_code, return_eip, external, resume, linear))
 
     @property

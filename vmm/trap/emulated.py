@@ -231,6 +231,7 @@ class GuestMode(BinaryTranslator):
                 error_code=event.error_code,
                 return_eip=state.eip,
                 linear=state.cr2 if event.vector == Vector.PF and event.type is EventType.EXCEPTION else None,
+                resume=False if event.type is EventType.SOFTWARE else None,
             )
         if event.type is EventType.NMI:
             state.nmi_blocked = 1

@@ -345,6 +345,17 @@ class TestEvents:
             assert run.guest.memory.load(state.gpr[ESP] + 4, 4) == ORIGIN
             assert run.block.eventinj == 0
 
+    @pytest.mark.parametrize(("kind", "rf"), [
+        (EventType.INTR, 0), (EventType.SOFTWARE, 0), (EventType.EXCEPTION, 1 << 16),
+    ])  # fmt: skip
+    def test_rf_is_saved_of_an_injected_fault_alone(self, kind: EventType, rf: int) -> None:
+        with made("nop") as run:
+            run.block.eventinj = Event(6, kind).encode()
+            assert run.vmrun(0) == ExitCode.INTR
+            state = run.guest.state
+            assert state.eip == HANDLERS + 6 * bare.HANDLER_BYTES
+            assert run.guest.memory.load(state.gpr[ESP] + 8, 4) & 1 << 16 == rf
+
     def test_what_interrupts_a_delivery_is_told(self) -> None:
         with made("nop", no_idt) as run:
             run.block.intercept_exceptions = 1 << 13
