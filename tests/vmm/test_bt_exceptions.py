@@ -83,6 +83,10 @@ def slot(chance: random.Random, address: int) -> str:
             f"mov ebx, {at}; xchg [ebx], ecx",
             f"mov ebx, {HOLE + at % 4096}; jmp dword ptr [ebx-1]",
             f"mov edi, {at}; mov ecx, 9; rep stosb",
+            f"mov edi, {at - 20}; push 9; pop ecx; rep stosd; adc ebx, ecx",
+            f"std; mov edi, {at + 20}; push 9; pop ecx; rep stosd; cld",
+            f"mov esi, {at}; lodsd; add edi, eax",
+            f"mov esi, {at - 6}; push 5; pop ecx; rep lodsw; inc esi",
             f"sti; mov eax, [{at}]; inc esi",
             f"std; mov ebp, {at}; sub edx, [ebp]; cld",
             "xor ecx, ecx; div ecx; inc esi",
@@ -349,6 +353,34 @@ class TestPageFaults:
             for _ in range(8):
                 twins.each(lambda bare: bare.engine.run(1 << 40, skip_breakpoint=True))
                 twins.check()
+
+    @pytest.mark.parametrize("string", ["stosb", "stosd", "rep stosw", "rep stosd", "lodsd", "rep lodsb"])
+    @pytest.mark.parametrize("direction", ["cld", "std"])
+    def test_strings(self, string: str, direction: str) -> None:
+        """A REP faults after some iterations, which stay done."""
+        first = HOLE - 14 if direction == "cld" else HOLE + 4096 + 14
+        source = f"""
+            {direction}
+            1: mov esi, {first}
+            mov edi, {first - 2}
+            mov ecx, 21
+            {string}
+            add ebx, edi
+            sub ebx, esi
+            jmp 1b
+        """
+
+        def prepare(bare: Bare) -> None:
+            absent(bare)
+            end = f"add dword ptr [esp], {2 if 'rep' in string else 1}"
+            if "w" in string:
+                end = end.replace("2", "3")
+            set_handler(bare, 14, assemble(f"add esp, 4\nadd ebx, ecx\nrol ebx, 3\n{end}\niretd"))
+
+        with Twins(source, prepare) as twins:
+            twins.run(3000, (700, 33, 1))
+            check_counts(twins)
+            assert delivered(twins) > 50 or "rep" not in string
 
 
 class TestDivideErrors:

@@ -94,7 +94,9 @@ NARROW_EMITTERS: dict[str, Emitter] = {
 """For all others, and for what the first table leaves alone in plain ones."""
 
 # Besides IDENT: their host code accesses memory in the order and in the way in which the interpreter does.
-_FAULTING_IN_ORDER = frozenset({"push", "ret", "leave", "jmp"})
+_FAULTING_IN_ORDER = frozenset(
+    {"push", "ret", "leave", "jmp"} | {name for name in _STRINGS if name.startswith(("stos", "lods"))}
+)
 
 
 def translate(
