@@ -79,7 +79,7 @@ class TestEnds:
         assert unit.charged == len(unit.hosts) == 3
         assert unit.end_eip == EIP + len(assemble(f"inc eax\ninc ecx\n{branch}\n1: inc edx", origin=EIP)) - 1
 
-    @pytest.mark.parametrize("callout", ["hlt", "int 3", "mov cr0, eax", "insb", "ud2", "lret"])
+    @pytest.mark.parametrize("callout", ["hlt", "int 3", "mov cr4, eax", "insb", "ud2", "lret"])
     def test_before_a_callout(self, tc: TranslationCache, callout: str) -> None:
         unit = unit_of(tc, f"inc eax\ninc ecx\n{callout}\ninc edx")
         assert (unit.charged, unit.end_eip, unit.eips) == (2, EIP + 2, (EIP, EIP + 1, EIP + 2))
