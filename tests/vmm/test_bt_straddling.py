@@ -1,4 +1,7 @@
-"""`bt` against `interp` where instructions lie in two pages, of which the second may change, move, or not be there."""
+"""`bt` against `interp` where instructions lie in two pages, of which the second may change, move, or not be there.
+
+The same under `trap`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from tests.vmm.bare import Bare, map_low_memory, set_handler, set_page
 from tests.vmm.engines import bt_alone
 from tests.vmm.twins import Twins
 
-pytestmark = [pytest.mark.usefixtures("native_core"), bt_alone]
+pytestmark = pytest.mark.usefixtures("native_core")
 
 STEPS = (400, 33)
 SECOND = 0x30_1000  # the guests have an instruction over its beginning
@@ -43,6 +46,7 @@ INSTRUCTIONS = (
 )  # fmt: skip
 
 
+@bt_alone
 @pytest.mark.parametrize("instruction", INSTRUCTIONS)
 def test_each_way_to_cut_an_instruction(instruction: str) -> None:
     code = f"""
