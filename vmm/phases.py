@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 # In instructions. A trial has to be long enough to tell rates of some per ten thousand, and short enough to be cheap.
 STRETCH_INSNS = 10_000
-LONGEST_STRETCH_INSNS = 640_000  # what is stable is asked ever more rarely
+LONGEST_STRETCH_INSNS = 10_240_000  # what is stable is asked ever more rarely
 STRETCH_CYCLES = 4_000_000  # of overhead, at which a stretch is over in any case
 # In cycles of overhead for a million instructions: below, there is nothing to gain.
 NEGLIGIBLE = 20_000.0
