@@ -99,7 +99,7 @@ class TestExactness:
 
 
 # Code that changes before each execution is a callout for bt and nothing for trap; ports are the other way round.
-TWO_PHASES = "patched_code=70000 in=9000 patched_code=70000 in=9000"
+TWO_PHASES = "patched_code=50000 in=10000 patched_code=50000 in=10000"
 
 
 def measure(append: str, chooser: Chooser | None = None, stint: int = 10_000_000) -> tuple[HybridEngine, int]:
