@@ -132,6 +132,7 @@ def cycles(engine: HybridEngine) -> float:
 
 
 class TestChoice:
+    @pytest.mark.slow
     def test_a_guest_of_two_phases_costs_less_than_under_either_engine(self) -> None:
         hybrid, icount = measure(TWO_PHASES)
         bt, bt_icount = measure(TWO_PHASES, Settled(BT, TRAP))
