@@ -331,13 +331,14 @@ class BinaryTranslator(ArrivingTranslator):
         return True
 
     def _access_port(self, space: Space, limit_icount: int, now_s: float) -> int | None:
-        """IN or OUT: the offset at which to go on, or None if a device wants attention first."""
+        """IN or OUT: the offset at which to go on, or None if a device wants attention or wrote to page tables."""
         tc, cpu = self._tc, self._cpu
         assert tc is not None
         words, quads, clock, lines = tc.state.words, tc.state.quads, cpu.clock, cpu.lines
+        drops = self._spaces.drops
         may_poll = self.ports.perform(tc.state, limit_icount - quads[stateblock.BUDGET])
         is_wanted = lines.attention and self._needs_boundary(words[stateblock.INTERRUPT_FLAG])
-        is_plain = clock.deadline_icount >= limit_icount and not is_wanted
+        is_plain = clock.deadline_icount >= limit_icount and not is_wanted and drops == self._spaces.drops
         if is_plain and self._spaces.current is space and now_s <= self._deadline_s:
             if may_poll:
                 quads[stateblock.BUDGET] -= self.ports.poll(tc.state, space, limit_icount)
@@ -412,9 +413,10 @@ class BinaryTranslator(ArrivingTranslator):
         linear = host - space.window.host
         is_access = is_access and 0 <= linear <= MASK32
         can_fill = is_access and not tc.is_budget_guard(host) and not self._is_late()
-        can_be_soft = False
+        drops, can_be_soft = self._spaces.drops, False
         if can_fill:
-            if self._windows.fill(linear, write=write, insists=not self.soft_memory.is_usable):
+            filled = self._windows.fill(linear, write=write, insists=not self.soft_memory.is_usable)
+            if filled and drops == self._spaces.drops:  # else the page of this code may have made room, unwatched now
                 return fragment.start + unit.hosts[index]
             refusal = self._windows.refusal
             if self.soft_memory.is_usable and refusal in _SOFT_HABITS:

@@ -86,6 +86,58 @@ class TestTables:
             assert gpr[EBX] > 300
             assert -gpr[EDX] & MASK32 > 300
 
+    def test_code_moves_itself_whose_page_made_room_for_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All of its window is given up while it runs, and with that the watch on its entry."""
+        monkeypatch.setattr("vmm.native.windows.MAX_MAPPINGS", 0)
+        table, other_directory, code_at = 0x10_8000, 0x10_9000, 0x40_0000
+
+        def prepare(bare: Bare) -> None:
+            map_low_memory(bare)
+            bare.memory.store(PAGE_DIRECTORY + 4, 4, table | 7)
+            bare.memory.store(table, 4, 0x5_0007)
+            bare.memory.write(other_directory, bare.memory.read(PAGE_DIRECTORY, 4096))
+            touches = "\n".join(f"add eax, [{0x6_0000 + 0x4000 * n:#x}]" for n in range(12))
+            for page, (work, other) in enumerate((("inc ebx", 0x5_1007), ("dec edx", 0x5_0007))):
+                switch = f"mov eax, cr3\nxor eax, {PAGE_DIRECTORY ^ other_directory:#x}\nmov cr3, eax"
+                move = f"mov dword ptr [{table:#x}], {other:#x}"
+                code = f"1: {switch}\n{touches}\n{move}\n{work}\ninc ecx\njmp 1b"
+                bare.memory.write(0x5_0000 + 0x1000 * page, assemble(code, origin=code_at))
+
+        with Twins(f"mov esi, {code_at:#x}\njmp esi", prepare) as twins:
+            twins.run(6000, STEPS)
+            gpr = twins.reference.state.gpr
+            assert gpr[EBX] > 100
+            assert -gpr[EDX] & MASK32 > 100
+            assert int(twins.count("windows evicted")) > 10
+
+    def test_a_device_moves_the_code_that_writes_to_it(self) -> None:
+        """As DMA into a page table does: the next instruction comes from the new page."""
+
+        class Mover:
+            def __init__(self, bare: Bare) -> None:
+                self.bare = bare
+                bare.ports.register(0x50, 0x50, self)
+
+            def load_port(self, _port: int, _size_bytes: int) -> int:
+                return 0
+
+            def store_port(self, _port: int, _size_bytes: int, value: int) -> None:
+                self.bare.memory.store(ENTRY, 4, 0x5_0007 | (value & 1) << 12)
+
+        def prepare(bare: Bare) -> None:
+            map_low_memory(bare)
+            set_page(bare, WINDOW, 0x5_0007)
+            for page, work in enumerate(("inc ebx", "dec edx")):
+                code = f"1: inc ecx\nmov eax, ecx\nshr eax, 3\nout 0x50, al\n{work}\nnop\njmp 1b"
+                bare.memory.write(0x5_0000 + 0x1000 * page, assemble(code, origin=WINDOW))
+            Mover(bare)
+
+        with Twins(f"mov esi, {WINDOW:#x}\njmp esi", prepare) as twins:
+            twins.run(3000, STEPS)
+            gpr = twins.reference.state.gpr
+            assert gpr[EBX] > 100
+            assert -gpr[EDX] & MASK32 > 100
+
     def test_pages_on_demand(self) -> None:
         """The handler maps what is missing, and unmaps something else: 4 pages for 16."""
 

@@ -33,6 +33,7 @@ class Spaces:
         modes: the modes.
         windows: the windows.
         sharing: what dispatch tables have in common.
+        drops: how many pages of windows have been unmapped.
     """
 
     def __init__(self, cpu: Cpu, block: StateBlock, windows: Windows | None = None) -> None:
@@ -50,6 +51,7 @@ class Spaces:
         self.windows = windows or Windows(cpu)
         self.sharing = Sharing(self.windows)
         self.current: Space | None = None
+        self.drops = 0
         self._by_window: dict[int, dict[Mode, Space]] = {}
         self._by_table: dict[int, Space] = {}
         self._published: Space | None = None
@@ -223,6 +225,7 @@ class Spaces:
 
     def _page_dropped(self, host: int, page: int) -> None:
         """A page of a window is mapped no more: its addresses are looked up anew."""
+        self.drops += 1
         for space in self._by_window.get(host, {}).values():
             space.table.clear_page(page)
 
