@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from machine.debug import StopKind
 from tests.vmm.bare import Bare, flat
 from vmm.bt import BinaryTranslator
 from vmm.native.signals import CODE_REGION_BYTES, CORE, SIGNALS, SLOT_BYTES, SignalError
@@ -111,4 +112,15 @@ def test_a_run_after_a_failure_is_a_run() -> None:
     device.broken = False
     bare.run(99)
     assert bare.clock.icount == 99 + 1
+    bare.close()
+
+
+def test_a_stint_that_is_over_at_once_ends() -> None:
+    """Its timer's signals do not come so soon after one another that nothing else is ever done."""
+    bare = flat(LOOP, BinaryTranslator)
+    bare.run(1000)
+    for longest_s in (1e-9, 1e-7, 1e-5):
+        bare.debug.longest_run_s = longest_s
+        for _ in range(10):
+            assert bare.engine.run(1 << 40).kind is StopKind.BUDGET
     bare.close()

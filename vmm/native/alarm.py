@@ -57,6 +57,10 @@ class _SigEvent(ctypes.Structure):
     )
 
 
+# A signal takes some 2 us: one after another would leave no time for anything else.
+SHORTEST_S = 0.0002
+
+
 class _TimerSpec(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_long) for name in ("interval_s", "interval_ns", "value_s", "value_ns"))
 
@@ -84,11 +88,11 @@ class Alarm:
     _is_handled: bool = False
 
     def start(self, first_s: float, again_s: float) -> None:
-        """Go off after so many seconds, and again and again; for this thread."""
+        """Go off after so many seconds, and again and again, but never sooner than SHORTEST_S; for this thread."""
         owner = os.getpid(), threading.get_native_id()
         if owner != self._owner:
             self._create(owner)
-        self._set(again_s, first_s)
+        self._set(max(again_s, SHORTEST_S), max(first_s, SHORTEST_S))
 
     def stop(self) -> None:
         """Do not go off any more."""
