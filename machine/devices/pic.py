@@ -122,7 +122,7 @@ class Chip(Device):
 
     def best(self) -> int:
         """The input that wins now, or -1."""
-        waiting = self.levels & (self.latched | self.level_triggered) & ~self.mask
+        waiting = self.requests & ~self.mask
         if not waiting or self.awaiting != _READY:
             return -1
         if self.lowest == 7 and not self.special_mask and not self.nested:
