@@ -5,7 +5,7 @@ It owns the order in which formats are tried and how addresses are written behin
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from machine.disk import FLOPPIES, SECTOR_BYTES, Disk, DiskError, Media
 from machine.e820 import EXTENDED, ROM_ALIAS
@@ -102,7 +102,7 @@ def _load(
     layout = Layout(options.ram_bytes)
     entry: EntryState
     if kind is ImageKind.MULTIBOOT:
-        entry = multiboot.load(data, name, options.command_line, options.modules, layout)
+        entry = multiboot.load(data, PurePath(name).name, options.command_line, options.modules, layout)
     elif kind is ImageKind.LINUX:
         entry = linux.load(data, options.command_line, options.modules, layout)
     elif kind is ImageKind.ELF:

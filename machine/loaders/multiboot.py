@@ -128,7 +128,8 @@ def load(data: bytes, name: str, command_line: str, modules: tuple[Module, ...],
     """Place a kernel, its modules and its information structure.
 
     A kernel that asks for a video mode (header bit 2) is told of the 80x25 text screen it has, which the specification
-    allows: the mode is a wish. `name`, a space and `command_line` make the kernel's command line, as under QEMU.
+    allows: the mode is a wish. `name`, a space and `command_line` make the kernel's command line, as under QEMU; `name`
+    is the image's without its folder, so that a run is the same wherever the image lies.
 
     Raises:
         ImageError: no header, an unknown requirement, or the kernel or a module does not fit.

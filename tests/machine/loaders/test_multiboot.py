@@ -1,6 +1,7 @@
 """Multiboot 1: the header's rules, the information structure, modules, symbols."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,16 @@ def test_memory_and_strings() -> None:
         entries.append((entry.base, entry.length, entry.type))
         at += entry.size + 4
     assert entries == [(region.base, region.length_bytes, region.kind) for region in memory_map(32 * MIB)]
+
+
+def test_the_folder_of_an_image_is_not_told(tmp_path: Path) -> None:
+    loaded = []
+    for folder in (tmp_path / "a", tmp_path / "a much longer name"):
+        folder.mkdir()
+        (folder / "kernel.elf").write_bytes(multiboot_elf())
+        loaded.append(load(folder / "kernel.elf", LoadOptions(command_line="root=hd0")))
+    assert read_string(loaded[0].writes, information(loaded[0]).cmdline) == "kernel.elf root=hd0"
+    assert loaded[0].writes == loaded[1].writes
 
 
 def test_modules() -> None:
