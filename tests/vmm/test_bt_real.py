@@ -105,6 +105,22 @@ LOOPS = {
         push 2
         popf
     """,
+    "direction popped": """
+        pushf
+        pop ax
+        xor ah, 4
+        push ax
+        push cs
+        mov ax, offset 2f
+        push ax
+        iret
+        2: pushf
+        pop si
+        add di, si
+        mov si, 0x500
+        lodsb
+        add dx, si
+    """,
     "alignment check": """
         pushfd
         or dword ptr [0x7ffc], 0x40000

@@ -24,9 +24,7 @@ from vmm.native.routine import (
     DPL_BIT,
     FLAT_CODE,
     FLAT_DATA,
-    HOST_FLAGS,
     NULLABLE,
-    RFLAGS,
     RPL,
     Routine,
     linear,
@@ -309,11 +307,7 @@ def _emit_load_flags(writer: Routine, *, with_iopl: bool) -> None:
     if with_iopl:
         writer.load_interrupt_flag(image)
     writer.load_system_flags(image, ID | (IOPL if with_iopl else 0))
-    writer.load_direction(image)
-    emit("mov", EAX, image)
-    emit("and", EAX, RFLAGS)
-    emit("or", EAX, HOST_FLAGS)
-    emit("mov", word("routine_flags", 0), EAX)
+    writer.load_rflags(image)
 
 
 def emit_sysenter(writer: Routine) -> None:

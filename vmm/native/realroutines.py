@@ -26,7 +26,7 @@ from vmm.native.operands import (
     Register,
     address,
 )  # fmt: skip
-from vmm.native.routine import HOST_FLAGS, RFLAGS, Routine, linear
+from vmm.native.routine import Routine, linear
 from vmm.native.stateblock import (
     OFFSETS,
     REAL_CODE,
@@ -115,10 +115,7 @@ def emit_interrupt_return(writer: Routine) -> None:
     _move_stack(writer, 3)
     writer.load_interrupt_flag(image)
     writer.load_system_flags(image, IOPL | NT)
-    emit("mov", EAX, image)
-    emit("and", EAX, RFLAGS)
-    emit("or", EAX, HOST_FLAGS)
-    emit("mov", word("routine_flags", 0), EAX)
+    writer.load_rflags(image)
     _enter(writer)
 
 

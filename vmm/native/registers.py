@@ -11,13 +11,12 @@ from functools import lru_cache
 
 from machine.cpu import Cpu
 from machine.descriptors import IS_32
-from machine.flags import AC, DF, ID, IF, IOPL, NT, STATUS_MASK, VIF, VIP
+from machine.flags import AC, ID, IF, IOPL, NT, VIF, VIP
 from machine.state import MASK32, CpuState, Segment
 from vmm.native import stateblock
+from vmm.native.routine import HOST_FLAGS, RFLAGS
 from vmm.native.stateblock import OFFSETS, SIZES, StateBlock
 
-RFLAGS_MASK = STATUS_MASK | DF  # flags of the guest that live in the host's RFLAGS
-_HOST_FLAGS = 2 | IF  # the rest of RFLAGS while emitted code runs
 SYSTEM_FLAGS = IOPL | NT | AC | ID | VIF | VIP
 _ESP0 = 4  # offset in a 32-bit TSS
 _TSS_REACH = 9  # limit of a TSS that holds ESP0 and SS0
@@ -55,7 +54,7 @@ class GuestRegisters:
             self._hand_over_everything(state)
         else:
             _GENERAL.pack_into(block.data, 0, *state.gpr)
-        block.quads[stateblock.FLAGS] = state.eflags & RFLAGS_MASK | _HOST_FLAGS
+        block.quads[stateblock.FLAGS] = state.eflags & RFLAGS | HOST_FLAGS
 
     def _hand_over_everything(self, state: CpuState) -> None:
         block, tr = self._block, state.tr
@@ -89,13 +88,13 @@ class GuestRegisters:
         """State block to CPU state; CPL and CR3 must have followed the space already."""
         state, block = self._cpu.state, self._block
         state.gpr[:] = _GENERAL.unpack_from(block.data)
-        flags: int = block.quads[stateblock.FLAGS] & RFLAGS_MASK
+        flags: int = block.quads[stateblock.FLAGS] & RFLAGS
         changed = bytes(block.data[_CHANGEABLE])
         if changed == self._handed_over:
-            state.eflags = state.eflags & ~RFLAGS_MASK | flags
+            state.eflags = state.eflags & ~RFLAGS | flags
             return
         words = block.words
-        rest = state.eflags & ~(RFLAGS_MASK | IF | SYSTEM_FLAGS)
+        rest = state.eflags & ~(RFLAGS | IF | SYSTEM_FLAGS)
         state.eflags = rest | flags | words[stateblock.INTERRUPT_FLAG] | words[stateblock.SYSTEM_FLAGS]
         state.cr0, state.cr2 = words[stateblock.CR0], words[stateblock.CR2]
         self._cpu.mmu.update_alignment()

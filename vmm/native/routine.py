@@ -38,9 +38,8 @@ DPL_BIT = 13
 AVL = 0x0010_0000
 RPL = 3
 _TI = 4
-_GATE_32 = 0x8E00
-RFLAGS = STATUS_MASK | DF
-HOST_FLAGS = 2 | IF
+RFLAGS = STATUS_MASK | DF  # flags of the guest that live in the host's RFLAGS
+HOST_FLAGS = 2 | IF  # the rest of RFLAGS while emitted code runs
 
 _LAHF_MASK = 0xD5
 _OF_BIT = 11
@@ -92,7 +91,7 @@ class Routine:
     def load_saved(self) -> None:
         """EAX, ECX, EDX and RFLAGS as they were."""
         if self._has_image:
-            # As LAHF and SETO would have left them; POPFQ takes several times as long, and DF has not changed.
+            # As LAHF and SETO would have left them; POPFQ takes several times as long, and DF is what it is to be.
             self.emit("mov", EAX, word("routine_flags", 0))
             self.emit("mov", ECX, EAX)
             self.emit("and", EAX, _LAHF_MASK)
@@ -226,8 +225,8 @@ class Routine:
         self.emit("and", EAX, IF)
         self.emit("mov", field("interrupt_flag"), EAX)
 
-    def load_direction(self, image: Register | Memory) -> None:
-        """DF = that of an image of EFLAGS."""
+    def load_rflags(self, image: Register | Memory) -> None:
+        """DF, and the status flags that `load_saved` loads, = those of an image of EFLAGS; EAX is lost."""
         up, done = Label(), Label()
         self.emit("test", image, DF)
         self.emit("je", up)
@@ -236,6 +235,8 @@ class Routine:
         self.asm.bind(up)
         self.emit("cld")
         self.asm.bind(done)
+        self.emit("mov", EAX, image)
+        self.emit("mov", word("routine_flags", 0), EAX)
 
     def load_system_flags(self, image: Register | Memory, mask: int) -> None:
         """Load some of IOPL, ID and their like from an image of EFLAGS; EAX is lost."""

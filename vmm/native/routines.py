@@ -38,7 +38,7 @@ from vmm.native.operands import (
     Label,
     Memory,
 )  # fmt: skip
-from vmm.native.routine import FLAT_DATA, HOST_FLAGS, NULLABLE, RFLAGS, RPL, SAVED, Routine
+from vmm.native.routine import FLAT_DATA, NULLABLE, RPL, SAVED, Routine
 from vmm.native.stateblock import ADDRESS_SPACES, OFFSETS, field, qword_of, segment_base, segment_bound, word
 
 # A descriptor of a segment that was accessed and present, of data that grows up, without base, limit, W, D and G.
@@ -217,10 +217,7 @@ def _emit_popf(writer: Routine, *, narrow: bool = False) -> None:
     writer.unless("ne")
     writer.asm.bind(common)
     writer.load_system_flags(R9D, ID)
-    writer.load_direction(R9D)
-    emit("and", R9D, RFLAGS)
-    emit("or", R9D, HOST_FLAGS)
-    emit("mov", word("routine_flags", 0), R9D)
+    writer.load_rflags(R9D)
     writer.succeed()
     writer.fail()
 
