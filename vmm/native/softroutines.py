@@ -21,10 +21,9 @@ from vmm.native.operands import EAX, ECX, EDX, R8, R8D, R9D, RAX, RCX, RDX, Labe
 from vmm.native.routine import Routine
 from vmm.native.shadows import HOLDS_SHADOWED_TABLE
 from vmm.native.stateblock import field
+from vmm.native.walkroutine import FRAME, FRAME_OF_PDPTES
 
 DIVIDES = 1 << 31  # in `soft_access`: no access, but a divide error
-_FRAME = 0xFFFF_F000
-_CR3_PAE = 0xFFFF_FFE0
 _NOT_TABLE = 0xFF & ~(HOLDS_TABLE | HOLDS_SHADOWED_TABLE)
 
 
@@ -101,7 +100,7 @@ class _Walk:
         self.asm.bind(judge)
         self._judge()
         # EAX = the frame, ECX = the address
-        emit("and", EAX, _FRAME)
+        emit("and", EAX, FRAME)
         emit("mov", ECX, R9D)
         emit("and", ECX, 0xFFF)
         emit("or", ECX, EAX)
@@ -127,7 +126,7 @@ class _Walk:
         emit = self.emit
         extended, small, small_extended, present = Label(), Label(), Label(), Label()
         emit("mov", ECX, field("cr3"))
-        emit("and", ECX, _FRAME)
+        emit("and", ECX, FRAME)
         self._need_ram(ECX)
         emit("test", field("cr4"), CR4_PAE)
         emit("jne", extended)
@@ -141,7 +140,7 @@ class _Walk:
         emit("jmp", present)
         self.asm.bind(extended)
         emit("mov", ECX, field("cr3"))
-        emit("and", ECX, _CR3_PAE)
+        emit("and", ECX, FRAME_OF_PDPTES)
         emit("mov", EAX, R9D)
         emit("shr", EAX, 27)
         emit("and", EAX, 3 << 3)
@@ -184,7 +183,7 @@ class _Walk:
             emit("test", ECX, DIRTY)
             self.unless("ne")
         emit("mov", EAX, R9D)
-        emit("and", EAX, _FRAME & ~frame)
+        emit("and", EAX, FRAME & ~frame)
         emit("and", ECX, frame | 0xFFF)
         emit("or", EAX, ECX)
         emit("jmp", judge)
@@ -192,7 +191,7 @@ class _Walk:
     def _index(self, shift: int, mask: int) -> None:
         """ECX = the address of the entry for R9D in the table that entry ECX leads to; EAX is lost."""
         emit = self.emit
-        emit("and", ECX, _FRAME)
+        emit("and", ECX, FRAME)
         self._need_ram(ECX)
         emit("mov", EAX, R9D)
         emit("shr", EAX, shift)

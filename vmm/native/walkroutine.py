@@ -22,13 +22,14 @@ from machine.paging import (
     US,
     P,
 )
-from machine.state import CR0_PG, CR0_WP, CR4_PAE, CR4_PSE
+from machine.state import CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, MASK32
 from vmm.native.assembler import Assembler
 from vmm.native.operands import EAX, ECX, EDX, R8D, R9, R9D, RAX, Label, Memory
 from vmm.native.stateblock import field
 
-_FRAME = 0xFFFF_F000
-_CR3_PAE = 0xFFFF_FFE0
+# Where a table is, by CR3 or an entry, and where the table of PDPTEs is, by CR3.
+FRAME = 0xFFFF_F000
+FRAME_OF_PDPTES = 0xFFFF_FFE0
 
 
 def emit_walk(assembler: Assembler, *, faulted: Label, unusual: Label, asks_bits: bool = True) -> None:
@@ -64,7 +65,7 @@ class _Walk:
     def write(self) -> None:
         """All of it."""
         emit = self.emit
-        extended, table, page = Label(), Label(), Label()
+        extended, page = Label(), Label()
         emit("mov", field("walk_access"), EDX)
         emit("mov", EAX, R8D)
         emit("test", field("cr0"), CR0_PG)
@@ -75,18 +76,10 @@ class _Walk:
         # 32-bit paging.
         emit("shr", EAX, 22)
         emit("mov", ECX, field("cr3"))
-        emit("and", ECX, _FRAME)
+        emit("and", ECX, FRAME)
         emit("lea", EAX, Memory(0, ECX, EAX, 4))
         self._load()
-        emit("mov", ECX, EAX)
-        emit("test", EAX, PS)
-        emit("je", table)
-        emit("test", field("cr4"), CR4_PSE)
-        emit("je", table)
-        emit("test", EAX, LARGE_RESERVED)
-        emit("jne", self.reserved)
-        self._large(22)
-        self.asm.bind(table)
+        self._take_large(22, LARGE_RESERVED)
         self._index(10, 0xFFC)
         self._load()
         emit("jmp", page)
@@ -95,7 +88,7 @@ class _Walk:
         self.asm.bind(page)
         emit("and", ECX, EAX)
         emit("mov", EDX, EAX)
-        emit("and", EAX, _FRAME)
+        emit("and", EAX, FRAME)
         self._offset(0xFFF)
         self.asm.bind(self.judge)
         self._judge()
@@ -110,22 +103,15 @@ class _Walk:
     def _extended(self) -> None:
         """PAE: down to the PTE in EAX, with the rights of the PDE in ECX; PDPTEs have none."""
         emit = self.emit
-        table = Label()
         emit("shr", EAX, 27)
         emit("and", EAX, 3 << 3)
         emit("mov", ECX, field("cr3"))
-        emit("and", ECX, _CR3_PAE)
+        emit("and", ECX, FRAME_OF_PDPTES)
         emit("or", EAX, ECX)
         self._load_wide(PDPTE_RESERVED)
         self._index(18, 0xFF8)
         self._load_wide(PAE_RESERVED)
-        emit("mov", ECX, EAX)
-        emit("test", EAX, PS)
-        emit("je", table)
-        emit("test", EAX, LARGE_PAE_RESERVED)
-        emit("jne", self.reserved)
-        self._large(21)
-        self.asm.bind(table)
+        self._take_large(21, LARGE_PAE_RESERVED)
         self._index(9, 0xFF8)
         self._load_wide(PAE_RESERVED)
 
@@ -146,8 +132,8 @@ class _Walk:
         emit("je", self.absent)
         emit("test", EDX, reserved >> 32)
         emit("jne", self.reserved)
-        if reserved & 0xFFFF_FFFF:
-            emit("test", EAX, reserved & 0xFFFF_FFFF)
+        if reserved & MASK32:
+            emit("test", EAX, reserved & MASK32)
             emit("jne", self.reserved)
         emit("test", EDX, EDX)
         emit("jne", self.unusual)
@@ -164,19 +150,28 @@ class _Walk:
     def _index(self, shift: int, mask: int) -> None:
         """EAX = the address of the entry for R8D in the table that entry EAX leads to; EDX is lost."""
         emit = self.emit
-        emit("and", EAX, _FRAME)
+        emit("and", EAX, FRAME)
         emit("mov", EDX, R8D)
         emit("shr", EDX, shift)
         emit("and", EDX, mask)
         emit("or", EAX, EDX)
 
-    def _large(self, bits: int) -> None:
-        """The entry in EAX maps a page of 2**bits bytes."""
-        emit = self.emit
+    def _take_large(self, bits: int, reserved: int) -> None:
+        """ECX = the entry of a page directory in EAX; it falls through unless that maps a page of 2**bits bytes."""
+        emit, table = self.emit, Label()
+        emit("mov", ECX, EAX)
+        emit("test", EAX, PS)
+        emit("je", table)
+        if bits == 22:
+            emit("test", field("cr4"), CR4_PSE)
+            emit("je", table)
+        emit("test", EAX, reserved)
+        emit("jne", self.reserved)
         emit("mov", EDX, EAX)
-        emit("and", EAX, 0xFFFF_FFFF & -1 << bits)
+        emit("and", EAX, MASK32 & -1 << bits)
         self._offset((1 << bits) - 1)
         emit("jmp", self.judge)
+        self.asm.bind(table)
 
     def _offset(self, mask: int) -> None:
         """Add the offset in the page to the frame in EAX; R9 is lost."""
