@@ -78,11 +78,7 @@ def emit_interrupt(writer: Routine) -> None:
     emit = writer.emit
     emit("cmp", field("pending"), 0)
     writer.unless("e")
-    emit("shl", R9D, 2)
-    emit("lea", ECX, Memory(0, R9D, displacement=3))
-    emit("cmp", ECX, field("idt_limit"))
-    writer.unless("be")
-    emit("add", R9D, field("idt_base"))
+    writer.find_gate(2)
     emit("mov", R9D, linear(R9D))
     emit("mov", R8D, R9D)
     emit("and", R8D, 0xFFFF)

@@ -162,6 +162,14 @@ class Routine:
         self.emit("wrgsbase", RAX)
         self.asm.bind(used)
 
+    def find_gate(self, bytes_log2: int) -> None:
+        """R9D = where the entry of the vector in R9D is, in an IDT of such entries; fails beyond its limit."""
+        self.emit("shl", R9D, bytes_log2)
+        self.emit("lea", ECX, Memory(0, R9D, displacement=(1 << bytes_log2) - 1))
+        self.emit("cmp", ECX, field("idt_limit"))
+        self.unless("be")
+        self.emit("add", R9D, field("idt_base"))
+
     def read_descriptor(self, selector: Register) -> None:
         """ECX, EDX = the descriptor in the GDT; EAX is its address. Fails for null, the LDT, and beyond the limit."""
         self.emit("test", selector, 0xFFFC)
