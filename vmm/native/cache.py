@@ -36,12 +36,10 @@ from vmm.native.operands import (
     RBP,
     RBX,
     RSP,
-    Label,
 )  # fmt: skip
 from vmm.native.routine import SAVED, rflags_of
 from vmm.native.routines import WITH_IMAGE, emit_routines
 from vmm.native.signals import CORE, SLOT_BYTES
-from vmm.native.softroutines import emit_soft_routines
 from vmm.native.stateblock import StateBlock, field, gpr
 
 TC_BYTES = SLOT_BYTES
@@ -207,11 +205,9 @@ class TranslationCache:
         _emit_enter(assembler, self.state.host, self.host, self.guard + GUARD_BIAS)
         assembler.align(16)
         self._routines_at = len(assembler.code)
-        soft_failed = Label()
-        self.routines = emit_soft_routines(assembler, self.host + exit_offsets[Exit.SOFT], soft_failed)
         ways_out = (Exit.CALLOUT, Exit.REFUSAL, Exit.FAULT, Exit.SOFT)
         callout, refusal, fault, soft = (self.host + exit_offsets[reason] for reason in ways_out)
-        self.routines |= emit_routines(assembler, callout, refusal, fault, soft, soft_failed)
+        self.routines = emit_routines(assembler, callout, refusal, fault, soft)
         self._arrival = range(self.routines["arrive"], len(assembler.code))
         code = assembler.finish()
         assert len(code) <= _STUBS_BYTES

@@ -39,6 +39,7 @@ from vmm.native.operands import (
     Memory,
 )  # fmt: skip
 from vmm.native.routine import FLAT_DATA, NULLABLE, RPL, SAVED, Routine
+from vmm.native.softroutines import emit_soft_routines
 from vmm.native.stateblock import ADDRESS_SPACES, OFFSETS, field, qword_of, segment_base, segment_bound, word
 
 # A descriptor of a segment that was accessed and present, of data that grows up, without base, limit, W, D and G.
@@ -62,9 +63,7 @@ WITH_IMAGE = (
 _DATA_REGISTERS = ((ES, "es"), (DS, "ds"), (FS, "fs"), (GS, "gs"))
 
 
-def emit_routines(
-    assembler: Assembler, callout: int, refusal: int, fault_exit: int, soft_exit: int, soft_failed: Label
-) -> dict[str, int]:
+def emit_routines(assembler: Assembler, callout: int, refusal: int, fault_exit: int, soft_exit: int) -> dict[str, int]:
     """Emit all; returns their offsets by name.
 
     Args:
@@ -73,7 +72,6 @@ def emit_routines(
         refusal: host address of the exit for an interrupt that Python has to deliver.
         fault_exit: that of the exit for a signal.
         soft_exit: that of the exit for what the software path cannot do.
-        soft_failed: where the routines of that path go first; bound here.
     """
     entries: dict[str, int] = {}
 
@@ -82,6 +80,8 @@ def emit_routines(
         entries[name] = len(assembler.code)
         return Routine(assembler, out, has_image=name in WITH_IMAGE, saves=saves)
 
+    soft_failed, page_fault, divide_error, deliver = Label(), Label(), Label(), Label()
+    emit_soft_routines(begin, soft_failed)
     for number, name in _DATA_REGISTERS:
         _emit_load(begin(f"load {name}"), number)
         if number not in NULLABLE:
@@ -100,7 +100,6 @@ def emit_routines(
     emit_iret(begin("iret"))
     realroutines.emit_interrupt(begin("real int"))
     realroutines.emit_interrupt_return(begin("real iret"))
-    page_fault, divide_error, deliver = Label(), Label(), Label()
     assembler.align(16)
     assembler.bind(soft_failed)
     emit_soft_fault(begin("soft fault"), soft_exit, page_fault, divide_error)

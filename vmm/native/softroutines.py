@@ -12,11 +12,12 @@ Source: SDM Vol. 3A, "32-Bit Paging", "PAE Paging" and "Accessed and Dirty Flags
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from machine.faults import PF_USER, PF_WRITE
 from machine.memory import HOLDS_TABLE, HOLE_FIRST, HOLE_LAST, PAGE_SHIFT
 from machine.paging import ACCESSED, DIRTY, LARGE_PAE_RESERVED, LARGE_RESERVED, PDPTE_RESERVED, PS, RW, US, P
 from machine.state import CR0_WP, CR4_PAE, CR4_PSE, MASK32
-from vmm.native.assembler import Assembler
 from vmm.native.operands import EAX, ECX, EDX, R8, R8D, R9D, RAX, RCX, RDX, Label, Memory, Register
 from vmm.native.routine import Routine
 from vmm.native.shadows import HOLDS_SHADOWED_TABLE
@@ -32,25 +33,16 @@ def name_of(*, user: bool, write: bool) -> str:
     return f"soft {'user' if user else 'supervisor'} {'write' if write else 'read'}"
 
 
-def emit_soft_routines(assembler: Assembler, leave: int, failed: Label) -> dict[str, int]:
-    """Emit all; returns their offsets by name.
+def emit_soft_routines(begin: Callable[[str], Routine], leave: Label) -> None:
+    """Emit all; `begin` begins one by name.
 
-    Args:
-        assembler: where to.
-        leave: host address of the exit for what they cannot do.
-        failed: where they go before that, further on, with the kind of access in `soft_access`.
+    What they cannot do goes to `leave`, bound by the caller, further on, with the kind of access in `soft_access`.
     """
-    entries = {}
     for user in (False, True):
         for write in (False, True):
-            assembler.align(16)
-            entries[name_of(user=user, write=write)] = len(assembler.code)
-            _Walk(Routine(assembler, leave, has_image=False), failed, user=user, write=write).emit_all()
+            _Walk(begin(name_of(user=user, write=write)), leave, user=user, write=write).emit_all()
     for name, condition in (("divide", "jae"), ("divide signed", "je")):
-        assembler.align(16)
-        entries[name] = len(assembler.code)
-        _emit_division(Routine(assembler, leave, has_image=False), failed, condition)
-    return entries
+        _emit_division(begin(name), leave, condition)
 
 
 def _emit_division(routine: Routine, leave: Label, condition: str) -> None:
