@@ -13,9 +13,8 @@ from machine.instructions.operands import CONDITION_NAMES
 from machine.state import CS, DS, ES, FS, GS, SHADOW_MOV_SS, SS
 from vmm.native import guest, segmented, system
 from vmm.native.cache import GUEST_ESP, GUEST_REGISTERS
-from vmm.native.operands import CX, EAX, EBP, ECX, R8, R8D, R9, R9D, RSP, Memory, address, qword
+from vmm.native.operands import AL, CX, EBP, ECX, R8, R8D, R8W, R9, R9D, R9W, RSP, Memory, address, qword
 from vmm.native.operands import Register as HostRegister
-from vmm.native.segmented import R8W, R9W
 from vmm.native.stateblock import field, segment_base, segment_bound, selector
 from vmm.native.unit import Draft
 
@@ -423,12 +422,12 @@ _NARROW_COUNTS = frozenset(
 def emit_xlat(draft: Draft, instruction: Instruction) -> bool:
     """XLAT: AL = [EBX + AL]."""
     emit = draft.asm.emit
-    emit("movzx", R9D, HostRegister(EAX.number, 8))
+    emit("movzx", R9D, AL)
     emit("lea", R8D, address(guest.register(Register.EBX), index=R9D))
     if instruction.memory_base == Register.BX:
         emit("movzx", R8D, R8W)
     slot = segmented.at_offset(draft, guest.segment_number(instruction.memory_segment), 1, write=False)
-    emit("mov", HostRegister(EAX.number, 8), slot)
+    emit("mov", AL, slot)
     return True
 
 

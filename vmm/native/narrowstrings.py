@@ -15,19 +15,17 @@ from iced_x86 import Instruction, Mnemonic, OpKind
 from machine.flags import DF
 from machine.state import DS, ECX, EDI, ES, ESI, MASK32
 from vmm.native import guest, segmented, strings
-from vmm.native.operands import CX, R8, R8D, R9, R9D, RDI, RSI, address
+from vmm.native.operands import CX, R8, R8D, R8W, R9, R9D, R9W, RDI, RSI, address
 from vmm.native.operands import ECX as HOST_ECX
 from vmm.native.operands import EDI as HOST_EDI
 from vmm.native.operands import ESI as HOST_ESI
 from vmm.native.operands import Register as HostRegister
-from vmm.native.segmented import R8W, R9W
 from vmm.native.stateblock import OFFSETS, StateBlock, field, segment_bound
 from vmm.native.unit import Draft, Repetition
 
 _NARROW = frozenset({OpKind.MEMORY_SEG_SI, OpKind.MEMORY_SEG_DI, OpKind.MEMORY_ESDI})
 _STORING = frozenset({Mnemonic.MOVSB, Mnemonic.MOVSW, Mnemonic.MOVSD, Mnemonic.STOSB, Mnemonic.STOSW, Mnemonic.STOSD})
 _DF_TO_SIGN = 63 - (DF.bit_length() - 1)
-_64_KIB = 0x1_0000
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +115,7 @@ def _check_reach(
     emit = draft.asm.emit
     if is_narrow:
         _emit_last(draft, pointer, size_bytes, is_narrow=is_narrow)
-        emit("lea", R9, address(R8, -_64_KIB))
-        segmented.fault_unless_negative(draft)
+        segmented.check_no_wrap(draft, 1)
     if not draft.mode.is_flat(segment):
         _emit_last(draft, pointer, size_bytes, is_narrow=is_narrow)
         emit("mov", R9, segment_bound(segment, write=write))

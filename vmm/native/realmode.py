@@ -11,7 +11,6 @@ from vmm.native import guest, segmented
 from vmm.native.operands import R8D, R9D, Memory
 from vmm.native.unit import Draft
 
-_SEGMENT_64K = 0x1_0000
 _POINTERS = (Code.JMP_PTR1616, Code.CALL_PTR1616)
 _INDIRECT = (Code.JMP_M1616, Code.CALL_M1616)
 
@@ -20,7 +19,7 @@ def _can(draft: Draft) -> bool:
     """Whether the routines are for this mode: real mode as it is after reset, but for the bases."""
     mode = draft.mode
     is_plain = mode.is_real and not mode.user and mode.is_narrow and mode.has_narrow_stack
-    return is_plain and mode.code_limit == _SEGMENT_64K - 1
+    return is_plain and mode.code_limit == segmented.SEGMENT_64K - 1
 
 
 def emit_far(draft: Draft, instruction: Instruction) -> bool:

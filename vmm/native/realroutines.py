@@ -11,6 +11,8 @@ from __future__ import annotations
 from machine.flags import AC, IOPL, NT, TF
 from machine.state import CS, SS
 from vmm.native.operands import (
+    CX,
+    DX,
     EAX,
     ECX,
     EDX,
@@ -18,12 +20,12 @@ from vmm.native.operands import (
     R9,
     R9D,
     R12D,
+    R12W,
     R14,
     R15,
     RAX,
     RCX,
     Memory,
-    Register,
     address,
 )  # fmt: skip
 from vmm.native.routine import Routine, linear
@@ -38,9 +40,8 @@ from vmm.native.stateblock import (
     word,
 )  # fmt: skip
 
-WORD_BYTES = 2
+_WORD_BYTES = 2
 _SEGMENT_BYTES = 0x1_0000
-_R12W, _CX, _DX = Register(12, 16), Register(1, 16), Register(2, 16)
 
 
 def emit_far_jump(writer: Routine) -> None:
@@ -68,8 +69,8 @@ def emit_far_return(writer: Routine) -> None:
     _read_return_address(writer)
     _find(writer)
     emit("mov", EAX, field("routine_access"))
-    emit("lea", ECX, address(R12D, 2 * WORD_BYTES, index=RAX))
-    emit("mov", _R12W, _CX)
+    emit("lea", ECX, address(R12D, 2 * _WORD_BYTES, index=RAX))
+    emit("mov", R12W, CX)
     _enter(writer)
 
 
@@ -87,7 +88,7 @@ def emit_interrupt(writer: Routine) -> None:
     _find(writer)
     _need_room_to_push(writer, 3)
     writer.flags_image(EDX)
-    emit("mov", linear(EAX, 2 * WORD_BYTES, 16), _DX)
+    emit("mov", linear(EAX, 2 * _WORD_BYTES, 16), DX)
     _push_return_address(writer)
     _move_stack(writer, -3)
     emit("mov", field("interrupt_flag"), 0)
@@ -102,7 +103,7 @@ def emit_interrupt_return(writer: Routine) -> None:
     emit("cmp", field("pending"), 0)
     writer.unless("e")
     _need_room_to_pop(writer, 3)
-    emit("movzx", EDX, linear(EAX, 2 * WORD_BYTES, 16))
+    emit("movzx", EDX, linear(EAX, 2 * _WORD_BYTES, 16))
     emit("test", EDX, TF)
     writer.unless("e")
     emit("mov", image, EDX)
@@ -153,24 +154,24 @@ def _enter(writer: Routine) -> None:
 def _need_room_to_push(writer: Routine, words: int) -> None:
     """EAX = linear address of the top of the stack after a push; fails where SP would wrap or exceed the limit."""
     emit = writer.emit
-    emit("movzx", EAX, _R12W)
-    emit("cmp", EAX, WORD_BYTES * words)
+    emit("movzx", EAX, R12W)
+    emit("cmp", EAX, _WORD_BYTES * words)
     writer.unless("ae")
     emit("mov", RCX, segment_bound(SS, write=True))
     emit("lea", RCX, address(RCX, -1, index=RAX))
     _need_negative(writer)
     emit("mov", ECX, segment_base(SS))
-    emit("lea", EAX, Memory(0, EAX, ECX, 1, -WORD_BYTES * words))
+    emit("lea", EAX, Memory(0, EAX, ECX, 1, -_WORD_BYTES * words))
 
 
 def _need_room_to_pop(writer: Routine, words: int) -> None:
     """EAX = linear address of the top of the stack; fails where a pop would wrap or exceed the limit."""
     emit = writer.emit
-    emit("movzx", EAX, _R12W)
-    emit("cmp", EAX, _SEGMENT_BYTES - WORD_BYTES * words)
+    emit("movzx", EAX, R12W)
+    emit("cmp", EAX, _SEGMENT_BYTES - _WORD_BYTES * words)
     writer.unless("be")
     emit("mov", RCX, segment_bound(SS, write=False))
-    emit("lea", RCX, address(RCX, WORD_BYTES * words - 1, index=RAX))
+    emit("lea", RCX, address(RCX, _WORD_BYTES * words - 1, index=RAX))
     _need_negative(writer)
     emit("mov", ECX, segment_base(SS))
     emit("lea", EAX, Memory(0, EAX, ECX, 1))
@@ -186,9 +187,9 @@ def _push_return_address(writer: Routine) -> None:
     """CS and `routine_next` to the stack at EAX; EDX is lost."""
     emit = writer.emit
     emit("mov", EDX, word("segments", 2 * CS))
-    emit("mov", linear(EAX, WORD_BYTES, 16), _DX)
+    emit("mov", linear(EAX, _WORD_BYTES, 16), DX)
     emit("mov", EDX, field("routine_next"))
-    emit("mov", linear(EAX, 0, 16), _DX)
+    emit("mov", linear(EAX, 0, 16), DX)
 
 
 def _read_return_address(writer: Routine) -> None:
@@ -196,10 +197,10 @@ def _read_return_address(writer: Routine) -> None:
     emit = writer.emit
     emit("movzx", R8D, linear(EAX, 0, 16))
     emit("mov", field("target_eip"), R8D)
-    emit("movzx", R9D, linear(EAX, WORD_BYTES, 16))
+    emit("movzx", R9D, linear(EAX, _WORD_BYTES, 16))
 
 
 def _move_stack(writer: Routine, words: int) -> None:
     """SP += so many words; ECX is lost."""
-    writer.emit("lea", ECX, address(R12D, WORD_BYTES * words))
-    writer.emit("mov", _R12W, _CX)
+    writer.emit("lea", ECX, address(R12D, _WORD_BYTES * words))
+    writer.emit("mov", R12W, CX)

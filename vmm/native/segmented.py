@@ -14,14 +14,12 @@ from iced_x86 import Instruction, InstructionInfoFactory, MemorySizeExt, OpAcces
 from machine.state import CS
 from vmm.native import guest
 from vmm.native.cache import GUARD_BIAS
-from vmm.native.operands import R8, R8D, R9, R9D, R11, Memory, address
-from vmm.native.operands import Register as HostRegister
+from vmm.native.operands import R8, R8D, R8W, R9, R9D, R11, Memory, address
 from vmm.native.stateblock import segment_base, segment_bound
 from vmm.native.unit import Draft
 
-R8W, R9W, R9B = HostRegister(8, 16), HostRegister(9, 16), HostRegister(9, 8)
 _WRITES = frozenset({OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE})
-_SEGMENT_64K = 0x1_0000
+SEGMENT_64K = 0x1_0000
 _factory = InstructionInfoFactory()
 
 
@@ -90,7 +88,7 @@ def check_bound(draft: Draft, segment: int, size_bytes: int, *, write: bool) -> 
 
 def check_no_wrap(draft: Draft, size_bytes: int) -> None:
     """Fault unless so many bytes from the offset in R8 on are in the first 64 KiB: they would wrap in their midst."""
-    draft.asm.emit("lea", R9, address(R8, size_bytes - _SEGMENT_64K - 1))
+    draft.asm.emit("lea", R9, address(R8, size_bytes - SEGMENT_64K - 1))
     fault_unless_negative(draft)
 
 

@@ -11,7 +11,7 @@ from machine.flags import IF
 from machine.state import CS, DS, ES, FS, GS, SHADOW_STI, SS
 from vmm.native import guest, segmented
 from vmm.native.cache import GUEST_ESP
-from vmm.native.operands import AL, DX, EAX, ECX, EDX, R8, R8D, R9, R9D, R10, R11, R15, RDX, Memory, address
+from vmm.native.operands import AL, DX, EAX, ECX, EDX, R8, R8D, R8W, R9, R9D, R9W, R10, R11, R15, RDX, Memory, address
 from vmm.native.operands import Register as HostRegister
 from vmm.native.stateblock import OFFSETS, PORT_STORE, field
 from vmm.native.unit import Draft
@@ -30,13 +30,13 @@ def emit_mov_from_segment(draft: Draft, instruction: Instruction) -> bool:
             emit("mov", destination, selector)
         else:
             emit("mov", R8D, selector)
-            emit("mov", HostRegister(destination.number, 16), HostRegister(R8.number, 16))
+            emit("mov", HostRegister(destination.number, 16), R8W)
         return True
     operand = segmented.operand(draft, instruction, 2)
     if operand is None:
         return False
     emit("mov", R9D, selector)
-    emit("mov", operand, segmented.R9W)
+    emit("mov", operand, R9W)
     return True
 
 
@@ -70,7 +70,7 @@ def emit_pop_segment(draft: Draft, instruction: Instruction) -> bool:
         return False
     emit = draft.asm.emit
     emit("mov", R9D, Memory(32, GUEST_ESP, gs=True))
-    emit("movzx", R9D, HostRegister(R9.number, 16))
+    emit("movzx", R9D, R9W)
     draft.call_routine(_load_of(draft, number), instruction.ip32, instruction.next_ip32)
     emit("lea", GUEST_ESP, address(GUEST_ESP, 4))
     return True
