@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,12 +19,19 @@ RAM_BYTES = 4 << 20
 
 
 @contextmanager
-def guest(code: bytes, *, bits: int = 32, at: int = CODE, board: BoardOptions | None = None) -> Iterator[GuestTarget]:
-    """A machine that stands before `code`, flat at `at`, with a debugger attached."""
+def guest(
+    code: bytes, *, bits: int = 32, at: int = CODE, board: BoardOptions | None = None, timed: bool = False
+) -> Iterator[GuestTarget]:
+    """A machine that stands before `code`, flat at `at`, with a debugger attached.
+
+    Unless `timed`, a stint lasts as long as its budget does: on a busy host it would end after any instruction.
+    """
     loading = LoadOptions(ram_bytes=RAM_BYTES, load_address=at, entry_bits=bits)
     options = MachineOptions(image=code, loading=loading, board=board or BoardOptions())
     machine = Machine(options, engine.factories(), engine.chosen())
     target = GuestTarget(machine)
+    if not timed:
+        machine.debug.longest_run_s = math.inf
     target.attach()
     target.interrupt()
     try:

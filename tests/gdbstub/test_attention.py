@@ -92,13 +92,13 @@ def no_garbage_collection() -> Iterator[None]:
 @pytest.mark.parametrize("loop", LOOPS)
 def test_no_stint_is_long(loop: str) -> None:
     """In CPU time of this thread, so that a busy host makes no difference."""
-    with guest(program(LOOPS[loop])) as target:
+    with guest(program(LOOPS[loop]), timed=True) as target:
         target.resume([Resume(ResumeMode.CONTINUE)])
         assert longest_stint_s(target.run, 0.3) < LIMIT_S
 
 
 def test_no_stint_is_long_with_a_breakpoint_that_does_not_want_to_stop() -> None:
-    with guest(program(LOOPS["two instructions"])) as target:
+    with guest(program(LOOPS["two instructions"]), timed=True) as target:
         at = CODE + program(LOOPS["two instructions"]).index(bytes.fromhex("40 eb fd"))  # inc eax; jmp to it
         asked = 0
 
