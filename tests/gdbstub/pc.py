@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from gdbstub import guest_registers
 from gdbstub.guest import GuestTarget
 from gdbstub.target import Resume, ResumeMode, StintEnd, StopEvent
+from machine.debug import StopKind
 from machine.devices.board import BoardOptions
 from machine.loaders.image import LoadOptions
-from machine.pc import Machine, MachineOptions
+from machine.pc import EngineFactory, Machine, MachineOptions
 from tests import engine
 
 CODE = 0x10_0000
@@ -20,15 +21,23 @@ RAM_BYTES = 4 << 20
 
 @contextmanager
 def guest(
-    code: bytes, *, bits: int = 32, at: int = CODE, board: BoardOptions | None = None, timed: bool = False
+    code: bytes,
+    *,
+    bits: int = 32,
+    at: int = CODE,
+    board: BoardOptions | None = None,
+    factories: Mapping[str, EngineFactory] | None = None,
+    name: str = "",
+    timed: bool = False,
 ) -> Iterator[GuestTarget]:
     """A machine that stands before `code`, flat at `at`, with a debugger attached.
 
-    Unless `timed`, a stint lasts as long as its budget does: on a busy host it would end after any instruction.
+    It runs on the engine `name` of `factories`, by default on the test's. Unless `timed`, a stint lasts as long as its
+    budget does: on a busy host it would end after any instruction.
     """
     loading = LoadOptions(ram_bytes=RAM_BYTES, load_address=at, entry_bits=bits)
     options = MachineOptions(image=code, loading=loading, board=board or BoardOptions())
-    machine = Machine(options, engine.factories(), engine.chosen())
+    machine = Machine(options, factories or engine.factories(), name or engine.chosen())
     target = GuestTarget(machine)
     if not timed:
         machine.debug.longest_run_s = math.inf
@@ -76,6 +85,13 @@ def finish(target: GuestTarget, *, budget: int = 1000, stints: int = 20) -> Stop
             return outcome
         assert outcome is StintEnd.BUDGET, "the guest is idle"
     raise AssertionError(f"no stop in {stints} stints of {budget} instructions")
+
+
+def run_to(target: GuestTarget, icount: int) -> None:
+    """Run the engine, whatever the debugger wants, to an icount that nothing stops it before."""
+    machine = target.machine
+    while machine.clock.icount < icount:
+        assert machine.engine.run(icount).kind is StopKind.BUDGET
 
 
 def say(target: GuestTarget, command: str, *, read_only: bool = False) -> str:

@@ -8,8 +8,7 @@ import pytest
 
 from gdbstub.guest import GuestTarget
 from gdbstub.target import TargetError
-from machine.debug import StopKind
-from tests.gdbstub.pc import CODE, guest
+from tests.gdbstub.pc import CODE, guest, run_to
 from tests.oracles.assembler import assemble
 
 # The timer is set, the CPU identified, and a port read three times.
@@ -37,8 +36,7 @@ def target() -> Iterator[GuestTarget]:
 
 def run(target: GuestTarget, engine: str) -> None:
     target.machine.select_engine(engine)
-    while target.machine.clock.icount < INSNS:
-        assert target.machine.engine.run(INSNS).kind is StopKind.BUDGET
+    run_to(target, INSNS)
 
 
 def test_every_table_has_rows_with_the_same_columns(target: GuestTarget) -> None:

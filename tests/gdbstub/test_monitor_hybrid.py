@@ -12,10 +12,7 @@ from gdbstub import counters
 from gdbstub.cli_engine import make_factories
 from gdbstub.guest import GuestTarget
 from gdbstub.target import TargetError
-from machine.debug import StopKind
-from machine.loaders.image import LoadOptions
-from machine.pc import Machine, MachineOptions
-from tests.gdbstub.pc import CODE, say
+from tests.gdbstub.pc import CODE, guest, run_to, say
 from tests.oracles.assembler import assemble
 from vmm.hybrid import HybridEngine
 from vmm.prices import PARTS
@@ -34,21 +31,11 @@ SOURCE = """
 """
 
 
-def run_to(machine: Machine, icount: int) -> None:
-    while machine.clock.icount < icount:
-        assert machine.engine.run(icount).kind is StopKind.BUDGET
-
-
 @pytest.fixture
 def target() -> Iterator[GuestTarget]:
     """A guest under hybrid that has not run yet."""
-    loading = LoadOptions(ram_bytes=4 << 20, load_address=CODE, entry_bits=32)
-    options = MachineOptions(image=assemble(SOURCE, origin=CODE), loading=loading)
-    machine = Machine(options, make_factories(verify=True), "hybrid")
-    made = GuestTarget(machine)
-    made.attach()
-    yield made
-    machine.close()
+    with guest(assemble(SOURCE, origin=CODE), factories=make_factories(verify=True), name="hybrid") as made:
+        yield made
 
 
 def begin_with_trap(target: GuestTarget) -> HybridEngine:
@@ -71,7 +58,7 @@ def test_before_anything_has_run(target: GuestTarget) -> None:
 
 def test_a_choice_is_explained(target: GuestTarget) -> None:
     engine = begin_with_trap(target)
-    run_to(target.machine, 60_000)
+    run_to(target, 60_000)
     assert engine.chooser.engine == "bt"
     text = say(target, "hybrid")
     assert re.match(r"bt runs the guest, for [\d,]+ instructions now: bt costs [\d,]+, trap 1,530,000,000\.\n", text)
@@ -82,13 +69,13 @@ def test_a_choice_is_explained(target: GuestTarget) -> None:
     assert re.search(r"bt, trial +[\d,]+ +1,530,000,000  \w.*\n +to see what it costs, where trap costs", text)
     spent = {row[1]: row for row in re.finditer(r"(?m)^  (bt|trap|switches) +(.*)$", text)}
     assert list(spent) == ["bt", "trap", "switches"]
-    run_to(target.machine, 600_000)
+    run_to(target, 600_000)
     assert re.search(r"bt  .*  port accesses \d", say(target, "hybrid"))
 
 
 def test_prices_of_another_processor(target: GuestTarget) -> None:
     engine = begin_with_trap(target)
-    run_to(target.machine, 2_000)
+    run_to(target, 2_000)
     text = say(target, "hybrid sandy bridge")
     assert engine.part is PARTS[-1]
     assert "overhead in cycles of a Sandy Bridge" in text
@@ -109,18 +96,18 @@ def test_other_engines_choose_nothing(target: GuestTarget) -> None:
     with pytest.raises(TargetError, match="`bt` makes no choices; `monitor vmm hybrid` selects one that does"):
         say(target, "hybrid")
     assert "* hybrid" in say(target, "vmm hybrid")
-    run_to(target.machine, 10_000)
+    run_to(target, 10_000)
     assert say(target, "hybrid").startswith("bt runs the guest, for 10,000 instructions")
 
 
 def test_statistics_exits_and_translations_are_those_of_the_engine_concerned(target: GuestTarget) -> None:
     begin_with_trap(target)
-    run_to(target.machine, 2_000)
+    run_to(target, 2_000)
     assert re.search(r"^CPUID +500 +\d", say(target, "exits"), re.MULTILINE)
     assert "guest addresses that cost most:" in say(target, "exits")
     assert "exitcode" in say(target, "vmcb")
     fragment = say(target, f"tc {CODE + 10:#x}")
-    run_to(target.machine, 60_000)
+    run_to(target, 60_000)
     assert say(target, "hybrid").startswith("bt ")
     # What intercepts makes a callout there is emitted code here.
     assert "fragment for" in fragment

@@ -13,10 +13,8 @@ from gdbstub import monitor
 from gdbstub.guest import GuestTarget
 from gdbstub.target import Breakpoint, BreakpointKind, Resume, ResumeMode, StopEvent, StopReason, TargetError
 from machine.instructions import Effect
-from machine.loaders.image import LoadOptions
-from machine.pc import Machine, MachineOptions
 from tests.engine import factories
-from tests.gdbstub.pc import CODE, register, say
+from tests.gdbstub.pc import CODE, guest, register, run_to, say
 from tests.oracles.assembler import assemble
 from vmm.interp import Interpreter
 from vmm.native import translator
@@ -36,14 +34,10 @@ WRONG_INSN = assemble("add ecx, 3")
 @pytest.fixture
 def target() -> Iterator[GuestTarget]:
     """A guest under bt that has run for 1,001 instructions."""
-    loading = LoadOptions(ram_bytes=4 << 20, load_address=CODE, entry_bits=32)
     made = factories() | {"trap kvm": lambda machine: Interpreter(machine.cpu, machine.debug)}
-    machine = Machine(MachineOptions(image=assemble(SOURCE, origin=CODE), loading=loading), made, "bt")
-    machine.engine.run(1001)
-    target = GuestTarget(machine)
-    target.attach()
-    yield target
-    machine.close()
+    with guest(assemble(SOURCE, origin=CODE), factories=made, name="bt") as target:
+        run_to(target, 1001)
+        yield target
 
 
 def plant(monkeypatch: pytest.MonkeyPatch) -> None:

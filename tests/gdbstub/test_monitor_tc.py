@@ -9,12 +9,7 @@ import pytest
 
 from gdbstub.guest import GuestTarget
 from gdbstub.target import TargetError
-from machine.debug import StopKind
-from machine.devices.board import BoardOptions
-from machine.loaders.image import LoadOptions
-from machine.pc import Machine, MachineOptions
-from tests.engine import factories
-from tests.gdbstub.pc import CODE, say
+from tests.gdbstub.pc import CODE, guest, run_to, say
 from tests.oracles.assembler import assemble
 
 SOURCE = """
@@ -31,22 +26,12 @@ SOURCE = """
 """
 
 
-def run_to(machine: Machine, icount: int) -> None:
-    while machine.clock.icount < icount:
-        assert machine.engine.run(icount).kind is StopKind.BUDGET
-
-
 @pytest.fixture
 def target() -> Iterator[GuestTarget]:
     """A guest under bt that has run for a while."""
-    loading = LoadOptions(ram_bytes=4 << 20, load_address=CODE, entry_bits=32)
-    options = MachineOptions(image=assemble(SOURCE, origin=CODE), loading=loading, board=BoardOptions())
-    machine = Machine(options, factories(), "bt")
-    run_to(machine, 5000)
-    made = GuestTarget(machine)
-    made.attach()
-    yield made
-    machine.close()
+    with guest(assemble(SOURCE, origin=CODE), name="bt") as made:
+        run_to(made, 5000)
+        yield made
 
 
 def test_guest_and_host_code_side_by_side(target: GuestTarget) -> None:
@@ -105,7 +90,7 @@ def test_flush_drops_everything_and_the_guest_runs_on(target: GuestTarget) -> No
     assert target.machine.statistics()["TC flushes"] == 1
     assert "no dispatch tables are in use\n" in say(target, "tc map")
     assert say(target, "tc").startswith("No fragment")
-    run_to(target.machine, 10_000)
+    run_to(target, 10_000)
     assert target.machine.clock.icount == 10_000
     assert say(target, f"tc {CODE + 5:#x}").startswith("fragment for")
 
