@@ -11,7 +11,7 @@ from tests.system.tools import printed_until, qemu
 
 
 def serial_output_until(marker: bytes, arguments: list[str], timeout_s: float) -> bytes:
-    """Run QEMU until `marker` has been printed on its first serial port, end it, and return all that was printed."""
+    """Run QEMU until `marker` has been printed on its first serial port, end it, and return what was printed."""
     command = [str(qemu()), "-nodefaults", "-display", "none", "-vga", "std", "-m", "64", "-serial", "stdio"]
     return printed_until(marker, [*command, *arguments], timeout_s)
 

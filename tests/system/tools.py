@@ -264,7 +264,7 @@ def gdb_mi(*, gdb: Path | None = None, program: Path | None = None, timeout_s: f
 
 
 def printed_until(marker: bytes, command: Sequence[str], timeout_s: float) -> bytes:
-    """Run a program until it has printed `marker`, or that long, end it, and return all that it printed."""
+    """Run a program until it has printed `marker`, or that long, end it, and return what it printed up to there."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     limit = threading.Timer(timeout_s, process.kill)
     limit.start()
@@ -275,4 +275,5 @@ def printed_until(marker: bytes, command: Sequence[str], timeout_s: float) -> by
             output += read
         limit.cancel()
         process.kill()
-    return output
+    before, found, _ = output.partition(marker)
+    return before + found
