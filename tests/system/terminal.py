@@ -29,9 +29,14 @@ _ANSWER_TIMEOUT_S = 120.0
 
 
 class Terminal:
-    """A pseudo-terminal with gdb on it."""
+    """A pseudo-terminal with a program on it.
 
-    def __init__(self, descriptor: int) -> None:
+    Attributes:
+        process: the program.
+    """
+
+    def __init__(self, descriptor: int, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
         self._descriptor = descriptor
         self._shown = ""
 
@@ -62,21 +67,28 @@ class Terminal:
 
 
 @contextmanager
-def started(command: str) -> Iterator[Terminal]:
-    """The command line of a session, with settings for gdb that have nothing wait for the user."""
-    user_side, gdb_side = pty.openpty()
-    words = [sys.executable, "-m", "gdbstub.cli", *shlex.split(command)[1:], "--", "-nx"]
-    for setting in SETTINGS:
-        words += ["-iex", setting]
+def opened(*words: str) -> Iterator[Terminal]:
+    """A program on a terminal of its own; a gdb that it starts is the stock one, with gdb's own keys."""
+    user_side, its_side = pty.openpty()
     environment = os.environ | {"TERM": "dumb", "GDB": str(tools.stock_gdb()), "INPUTRC": "/dev/null"}
+    # setsid makes the terminal the controlling one of the session, so that Ctrl-C in it is a signal.
     process = subprocess.Popen(
-        ["setsid", "--ctty", *words], cwd=ROOT, env=environment, stdin=gdb_side, stdout=gdb_side, stderr=gdb_side
+        ["setsid", "--ctty", *words], cwd=ROOT, env=environment, stdin=its_side, stdout=its_side, stderr=its_side
     )
-    os.close(gdb_side)
+    os.close(its_side)
     try:
-        subprocess.run(["stty", "-F", os.ttyname(user_side), "-echo"], check=False, capture_output=True)
-        yield Terminal(user_side)
+        yield Terminal(user_side, process)
     finally:
         process.kill()
         process.wait(timeout=10)
         os.close(user_side)
+
+
+@contextmanager
+def started(command: str) -> Iterator[Terminal]:
+    """The command line of a session, with settings for gdb that have nothing wait for the user."""
+    words = [sys.executable, "-m", "gdbstub.cli", *shlex.split(command)[1:], "--", "-nx"]
+    for setting in SETTINGS:
+        words += ["-iex", setting]
+    with opened(*words) as terminal:
+        yield terminal

@@ -1,9 +1,7 @@
 """What `make run` shows: the scripted session where there is no terminal, and gdb itself where there is one."""
 
 import os
-import pty
 import re
-import select
 import subprocess
 import sys
 import time
@@ -13,9 +11,9 @@ import pytest
 
 from tests import engine
 from tests.system import tools
+from tests.system.terminal import ROOT, opened
 
 COMMAND = (sys.executable, "-m", "tools.demo")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.usefixtures("each_engine")
@@ -52,61 +50,23 @@ def test_without_a_terminal_a_scripted_session_runs(gdb: Path) -> None:
         rest = rest[found.end() :]
 
 
-class Terminal:
-    """The user's side of a pseudo-terminal: types, and reads what appears."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.shown = ""
-
-    def read_until(self, wanted: str, timeout_s: float = 60.0) -> str:
-        """Return what appeared up to and with `wanted`; what comes after it is kept."""
-        deadline = time.monotonic() + timeout_s
-        while wanted not in self.shown:
-            ready, _, _ = select.select([self.descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"no {wanted!r} after {timeout_s} s in {self.shown!r}"
-            self.shown += os.read(self.descriptor, 65536).decode(errors="replace")
-        seen, self.shown = self.shown.split(wanted, 1)
-        return seen + wanted
-
-    def type_line(self, text: str) -> None:
-        os.write(self.descriptor, text.encode() + b"\n")
-
-
 @pytest.mark.usefixtures("each_engine")
 def test_on_a_terminal_gdb_is_the_users() -> None:
-    user_side, gdb_side = pty.openpty()
-    environment = os.environ | {"TERM": "dumb", "GDB": str(tools.stock_gdb())}
-    # setsid makes the terminal the controlling one of the session, so that Ctrl-C in it is a signal.
-    command = ("setsid", "--ctty", *COMMAND, *engine.words())
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=gdb_side, stdout=gdb_side, stderr=gdb_side)
-    os.close(gdb_side)
-    try:
-        terminal = Terminal(user_side)
-        terminal.read_until("(gdb) ")
+    with opened(*COMMAND, *engine.words()) as terminal:
+        terminal.read()
         terminal.type_line("break syscall_dispatch")
-        terminal.read_until("(gdb) ")
-        terminal.type_line("continue")
-        terminal.read_until("Breakpoint 1, syscall_dispatch (")
-        terminal.read_until("(gdb) ")
-        terminal.type_line("delete")
+        assert any("Breakpoint 1, syscall_dispatch (" in line for line in terminal.type_line("continue"))
+        terminal.write("delete\n")
         terminal.read_until("(y or n)")
         terminal.type_line("y")
-        terminal.read_until("(gdb) ")
         # Ctrl-C is for gdb, which stops the guest; the machine lives on.
-        terminal.type_line("continue")
+        terminal.write("continue\n")
         terminal.read_until("Continuing.")
         time.sleep(0.5)
-        os.write(user_side, b"\x03")
-        terminal.read_until("Program received signal SIGINT")
-        terminal.read_until("(gdb) ")
-        terminal.type_line("kill")
+        terminal.write("\x03")
+        assert any("Program received signal SIGINT" in line for line in terminal.read())
+        terminal.write("kill\n")
         terminal.read_until("(y or n)")
         terminal.type_line("y")
-        terminal.read_until("(gdb) ")
-        terminal.type_line("quit")
-        assert process.wait(timeout=30) == 0
-    finally:
-        process.kill()
-        process.wait(timeout=10)
-        os.close(user_side)
+        terminal.write("quit\n")
+        assert terminal.process.wait(timeout=30) == 0
