@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from gdbstub.guest import GuestTarget
 
 MASK32 = 0xFFFF_FFFF
-_TERM = re.compile(r"\s*([+-]?)\s*(\$\w+|0[xX][0-9a-fA-F]+|[0-9]+)")
+# Of 64 bits or so: of thousands of digits Python makes no number.
+_TERM = re.compile(r"\s*([+-]?)\s*(\$\w+|0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20})")
 
 Run = Callable[["GuestTarget", list[str]], Iterator[str]]
 

@@ -17,7 +17,7 @@ from machine.state import CS
 if TYPE_CHECKING:
     from gdbstub.guest import GuestTarget
 
-_FORMAT = re.compile(r"/(\d*)([a-z]*)$")
+_FORMAT = re.compile(r"/([0-9]{0,9})([a-z]*)$")
 _SIZES_BYTES = {"b": 1, "h": 2, "w": 4, "g": 8}
 _LETTERS = "xduotcsi"
 _LINE_BYTES = 16

@@ -103,6 +103,7 @@ def test_each(target: GuestTarget) -> None:
         ("bt interp 5 6", "That is not how `lockstep` is used"),
         ("bt interp x", "`x` is no number of instructions"),
         ("bt interp 0", "The number of instructions is 1 or more."),
+        pytest.param(f"bt interp 0x{5000 * 'f'}", " is no number of instructions", id="too long"),
     ],
 )
 def test_refusals(target: GuestTarget, words: str, answer: str) -> None:
