@@ -58,12 +58,21 @@ class Cost:
     @property
     def rate(self) -> float:
         """Cycles for a million instructions."""
-        return self.total_cycles * _MILLION / max(1, self.insns)
+        return self._of_a_million(self.total_cycles)
 
     @property
     def rates(self) -> dict[str, float]:
         """The same by kind."""
-        return {kind: cycles * _MILLION / max(1, self.insns) for kind, cycles in self.cycles.items()}
+        return {kind: self._of_a_million(cycles) for kind, cycles in self.cycles.items()}
+
+    @property
+    def count_rates(self) -> dict[str, float]:
+        """How often for a million instructions, by kind."""
+        return {kind: self._of_a_million(count) for kind, count in self.counts.items()}
+
+    def _of_a_million(self, number: float) -> float:
+        # Much may happen while none retires.
+        return number * _MILLION / max(1, self.insns)
 
     def __add__(self, other: Cost) -> Cost:
         counts, cycles = dict(self.counts), dict(self.cycles)

@@ -96,9 +96,9 @@ def _show_phases(chooser: Chooser) -> Iterator[str]:
 
 
 def _events(phase: Phase) -> str:
-    cost = phase.cost
-    kinds = sorted(cost.cycles, key=lambda kind: -cost.cycles[kind])[:_KINDS_SHOWN]
-    texts = (f"{kind} {cost.counts[kind] * 1e6 / cost.insns:,.0f}" for kind in kinds)
+    cycles, rates = phase.cost.cycles, phase.cost.count_rates
+    kinds = sorted(cycles, key=lambda kind: -cycles[kind])[:_KINDS_SHOWN]
+    texts = (f"{kind} {rates[kind]:,.0f}" for kind in kinds)
     return ", ".join(texts) or "none"
 
 

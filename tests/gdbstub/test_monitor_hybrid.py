@@ -15,6 +15,7 @@ from gdbstub.target import TargetError
 from tests.gdbstub.pc import CODE, guest, run_to, say
 from tests.oracles.assembler import assemble
 from vmm.hybrid import HybridEngine
+from vmm.phases import Cost
 from vmm.prices import PARTS
 
 # A callout for bt, which is cheaper than an exit, and then what bt does by itself.
@@ -83,6 +84,12 @@ def test_prices_of_another_processor(target: GuestTarget) -> None:
     with pytest.raises(TargetError, match="on a `486` is not known; there are: P4 672, Core 2, "):
         say(target, "hybrid 486")
     assert engine.part is PARTS[-1]
+
+
+def test_what_happens_while_nothing_retires(target: GuestTarget) -> None:
+    engine = begin_with_trap(target)
+    engine.chooser.judge(Cost(0, {"port I/O": 654}, {"port I/O": 4_000_000}))
+    assert re.search(r"^ +0 +0 trap .*  port I/O 654,000,000\n", say(target, "hybrid"), re.MULTILINE)
 
 
 def test_a_client_that_may_only_look_cannot_set_prices(target: GuestTarget) -> None:

@@ -42,6 +42,7 @@ class TestCost:
     def test_rates_are_for_a_million_instructions(self) -> None:
         cost = Cost(500_000, {"a": 2, "b": 1}, {"a": 20.0, "b": 5.0})
         assert cost.rates == {"a": 40.0, "b": 10.0}
+        assert cost.count_rates == {"a": 4.0, "b": 2.0}
         assert (cost.total_cycles, cost.rate) == (25.0, 50.0)
         assert Cost().rate == 0
 
