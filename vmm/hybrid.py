@@ -211,9 +211,9 @@ class HybridEngine:
     def price_as(self, part: Part) -> None:
         """From now on exits are priced as on this processor: what was found at other prices counts no more."""
         self._spent[self.chooser.engine] += self.cost_of_stretch()
-        self._begin_stretch()
         self.part = part
         self.chooser.forget(self._cpu.clock.icount)
+        self._begin_stretch()
 
     # What is told of it.
 

@@ -24,7 +24,7 @@ from vmm.interp import Interpreter
 from vmm.lockstep import Outcome, Side, random_icounts
 from vmm.native.hostfpu import HostFpu
 from vmm.native.shadows import MappingLedger
-from vmm.phases import Chooser, Cost
+from vmm.phases import STRETCH_CYCLES, STRETCH_INSNS, Chooser, Cost
 from vmm.prices import PARTS
 
 
@@ -157,6 +157,16 @@ class TestChoice:
         statistics = [each.tally for each in (engine._bt, engine._trap)]
         assert engine.chooser.switches > 10
         assert all(0 < tally.units < 150 for tally in statistics)
+
+    def test_a_stretch_at_other_prices_is_as_long_as_they_say(self) -> None:
+        with closing(flat("jmp $", lambda cpu, debug: HybridEngine(cpu, debug, chooser=Chooser(TRAP, BT)))) as bare:
+            engine = bare.engine
+            assert isinstance(engine, HybridEngine)
+            bare.run(10_000_000)
+            assert engine.chooser.stretch_insns > STRETCH_INSNS
+            engine.price_as(PARTS[-1])
+            assert engine._end_icount == bare.clock.icount + STRETCH_INSNS
+            assert engine._trap.events_left == int(STRETCH_CYCLES / PARTS[-1].exit_cycles)
 
 
 class TestDebugging:
