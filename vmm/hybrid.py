@@ -23,8 +23,10 @@ from vmm.prices import (
     PARTS,
     SOFTWARE_CYCLES,
     Part,
+    exits_cycles,
     priced_exits,
     priced_software,
+    software_cycles,
 )
 from vmm.trap.engine import TrapEngine
 
@@ -203,9 +205,7 @@ class HybridEngine:
         """What the stretch under way has cost so far."""
         counts = {kind: count - self._counts.get(kind, 0) for kind, count in self._count().items()}
         counts = {kind: count for kind, count in counts.items() if count}
-        price = self.part.exit_cycles
-        each = dict.fromkeys(counts, price) if self.chooser.engine == TRAP else SOFTWARE_CYCLES
-        cycles = {kind: count * each[kind] for kind, count in counts.items()}
+        cycles = exits_cycles(counts, self.part) if self.chooser.engine == TRAP else software_cycles(counts)
         return Cost(self._cpu.clock.icount - self._began_icount, counts, cycles)
 
     def price_as(self, part: Part) -> None:
