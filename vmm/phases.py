@@ -112,7 +112,7 @@ class Phase:
 
 def differ(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
     """Whether two rates by kind are of different phases."""
-    apart = sum(abs(one.get(kind, 0.0) - other.get(kind, 0.0)) for kind in {*one, *other})
+    apart = sum(abs(one.get(kind, 0.0) - other.get(kind, 0.0)) for kind in {**one, **other})  # no set: its order varies
     return apart > max(NEGLIGIBLE, CHANGE * max(sum(one.values()), sum(other.values())))
 
 
