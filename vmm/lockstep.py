@@ -6,11 +6,13 @@ business. Which engines they are, and what the guests are, it must not know.
 
 from __future__ import annotations
 
+import heapq
 import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Generic, TypeVar
 
 from machine.alu import Alu
@@ -234,7 +236,6 @@ def compare(
     Raises:
         LockstepError: a side does not come on, or a difference does not come again.
     """
-    targets = sorted({*icounts, *(each.icount for each in inputs)})
     first, second = make()
     seconds = [0.0, 0.0]
     ways = [_Way(make)]  # from the last place that was saved, and from the beginning
@@ -245,7 +246,7 @@ def compare(
         if singly:
             _execute_singly(first, second)
         agreed_icount = saved_icount = target = first.guest.clock.icount
-        for target in targets:
+        for target in _merge(icounts, inputs):
             stops = []
             for index, side in enumerate((first, second)):
                 began = time.perf_counter()
@@ -278,6 +279,12 @@ def compare(
         if locate:
             divergence = yield from _locate(ways, inputs, divergence, has_units=has_units)
     return Outcome(icount, stop, divergence, output, (seconds[0], seconds[1]), statistics)
+
+
+def _merge(icounts: Iterable[int], inputs: Sequence[Input]) -> Iterator[int]:
+    """All icounts to compare at, each once; as they are wanted, for they may be more than memory holds."""
+    for icount, _ in groupby(heapq.merge(icounts, sorted(each.icount for each in inputs))):
+        yield icount
 
 
 def _execute_singly(*sides: Side) -> None:

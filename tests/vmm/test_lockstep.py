@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -126,6 +126,20 @@ class TestSearch:
         outcome = lockstep.run(lambda: (Side(flat(LOOP)), Side(flat(LOOP))), [10, 2000], [Input(777, note)])
         assert outcome.divergence is None
         assert seen == [("interp", 777)] * 2
+
+    def test_icounts_are_asked_for_as_they_are_wanted(self) -> None:
+        """So many that memory would not hold them."""
+        asked: list[int] = []
+
+        def icounts() -> Iterator[int]:
+            for icount in range(100, 1_000_000, 100):
+                asked.append(icount)
+                yield icount
+
+        source = "mov eax, 100\n1: dec eax\nnop\njnz 1b\nhlt"
+        outcome = lockstep.run(lambda: (Side(flat(source)), Side(flat(source))), icounts())
+        assert outcome.stop == Stop(StopKind.HALTED)
+        assert len(asked) < 10
 
     def test_inputs_come_again_in_the_search(self) -> None:
         def make() -> tuple[Side, Side]:
