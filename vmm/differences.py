@@ -127,9 +127,8 @@ def output_differences(first: bytes | bytearray, second: bytes | bytearray) -> I
     """Where what the guests have sent out parts."""
     if first == second:
         return
-    common = 0
-    while first[: common + 1] == second[: common + 1]:
-        common += 1
+    shorter = min(len(first), len(second))
+    common = next((at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), shorter)
     shown = [repr(bytes(data[common : common + 40])) for data in (first, second)]
     yield Difference(Kind.OUTPUT, f"output after {common} bytes", *shown)
 
