@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """Carry out `trapgate diff`; returns the exit status."""
     try:
         outcome, engines = _compare(options)
-    except (UsageError, ImageError, MemorySizeError, PairError, EngineError, LockstepError) as error:
+    except (UsageError, ImageError, MemorySizeError, PairError, EngineError, LockstepError, OSError) as error:
         clear_bar()
         sys.stderr.write(f"trapgate: {error}\n")
         return USAGE_STATUS

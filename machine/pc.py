@@ -219,6 +219,7 @@ class Machine:
 
         Raises:
             KeyError, EngineError: there is no such engine, or it cannot run on this host.
+            OSError: the host has no memory, or no more files can be open.
         """
         options = replace(self.options, board=board, replay=(), record=None)
         return Machine(options, self._factories, engine, self._alu, start)
@@ -234,7 +235,7 @@ class Machine:
                 assert event is not None
                 self._replay.append((entry, event))
             self._let_run(factory(self))
-        except EngineError:
+        except (EngineError, OSError):
             self._release()
             raise
 

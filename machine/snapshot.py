@@ -52,7 +52,6 @@ class Snapshot:
         self._clock = cpu.clock.snapshot()
         self._lines, self._exit_request = cpu.lines.snapshot(), cpu.lines.exit_requested
         self._devices = board.snapshot()
-        self._image = image if image.disk is None else replace(image, disk=image.disk.copy())
         self._extents = tuple(cpu.memory.used_extents())
         descriptor = os.memfd_create("guest-ram-copy")
         try:
@@ -62,6 +61,8 @@ class Snapshot:
             os.close(descriptor)
         for first, end in self._extents:
             self._ram[first:end] = cpu.memory.ram8[first:end]
+        # Last, for nobody would close it if the host refused anything else.
+        self._image = image if image.disk is None else replace(image, disk=image.disk.copy())
 
     def close(self) -> None:
         """Give the copy of the memory, and the disk's file, back."""

@@ -78,6 +78,7 @@ class Pair:
 
         Raises:
             PairError: they cannot be compared.
+            OSError: the host has no memory, or no more files can be open.
         """
         check_engines(engines, machine.engine_names)
         self.engines = engines
@@ -109,6 +110,7 @@ class Pair:
         Raises:
             LockstepError: as there.
             EngineError: one of them cannot run on this host.
+            OSError: as of `Pair`.
         """
         icounts = self._places(insns, step_insns=range(1, 2) if each else STEP_INSNS)
         make = partial(self._make, self._start)

@@ -52,7 +52,7 @@ def run_lockstep(guest: GuestTarget, words: list[str]) -> Iterator[str]:
                     shown_s = monotonic()
                     text = "looking for the instruction\n" if progress.is_searching else f"  {progress.icount:,}\n"
                 yield text
-    except (PairError, EngineError) as error:
+    except (PairError, EngineError, OSError) as error:
         text = f"{error}."
         raise TargetError(text[0].upper() + text[1:]) from error
     except LockstepError as error:

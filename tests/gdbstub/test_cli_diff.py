@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,17 @@ def test_refusals(words: list[str], line: str, capsys: pytest.CaptureFixture[str
     assert captured.err.startswith("trapgate: ")
     assert line in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_host_that_has_no_more(
+    image: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_name: str) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    assert diff("interp", "bt", image) == USAGE_STATUS
+    assert capsys.readouterr().err == f"trapgate: [Errno {errno.EMFILE}] Too many open files\n"
 
 
 @pytest.mark.parametrize("words", [["bt"], ["bt", "interp", "--gdb", "0"], ["bt", "interp", "a", "b"]])

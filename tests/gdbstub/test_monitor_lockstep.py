@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +113,25 @@ def test_refusals(target: GuestTarget, words: str, answer: str) -> None:
     with pytest.raises(TargetError) as caught:
         say(target, f"lockstep {words}")
     assert answer in str(caught.value)
+
+
+@pytest.mark.parametrize("allowed", range(4))
+def test_a_host_that_has_no_more_is_told_of(target: GuestTarget, monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+    """The guest is still there: at the copy, at the memory of either side, and then at an engine's."""
+    create, made = os.memfd_create, itertools.count()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+
+    def create_some(name: str, *flags: int) -> int:
+        if next(made) >= allowed:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return create(name, *flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "memfd_create", create_some)
+        with pytest.raises(TargetError, match="Too many open files"):
+            say(target, "lockstep interp bt 100")
+    assert "no difference" in say(target, "lockstep interp bt 100")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_it_comes_back_every_few_milliseconds_and_can_be_left(target: GuestTarget) -> None:
