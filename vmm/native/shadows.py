@@ -325,8 +325,9 @@ class Shadows:
         users = self._by_table.get(table)
         if not users:
             return
-        if length == 4:
-            change = int.from_bytes(old, "little") ^ self.cells32[at >> 2] if not at & 3 else 1
+        # The upper half of an entry of eight bytes has neither A nor D.
+        if length == 4 and not at & 3 and not (at & 4 and any(region.page_count == 512 for region in users)):
+            change = int.from_bytes(old, "little") ^ self.cells32[at >> 2]
             if not change & ~_ACCESSED_DIRTY and not change & int.from_bytes(old, "little"):
                 return  # the CPU sets these all the time
         for region, window in list(users.items()):

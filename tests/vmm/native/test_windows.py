@@ -619,6 +619,13 @@ class TestTables:
             assert subject.rights(0x5000) == "---"
             subject.memory.store(entry, 4, value)
 
+    def test_no_bit_of_the_upper_half_of_an_entry_is_a_or_d(self, subject: Subject) -> None:
+        self.use_pae(subject)
+        assert subject.fill(0x5000)
+        subject.memory.store(PAE_TABLE + 44, 4, ACCESSED)  # bit 37, which is reserved
+        assert subject.rights(0x5000) == "---"
+        assert not subject.fill(0x5000)
+
     def test_the_width_of_an_entry_is_that_of_its_window(self, subject: Subject) -> None:
         self.use_pae(subject)
         subject.fill(0x5000)
