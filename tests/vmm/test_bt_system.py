@@ -142,6 +142,23 @@ class TestAddressSpaces:
             assert int(twins.count("callouts")) < 50
             assert twins.reference.memory.load(0x30_0000, 4) * 7 >= twins.reference.memory.load(0x31_0000, 4) > 100
 
+    def test_one_with_two_values_of_cr3(self) -> None:
+        """PCD and PWT are read back as they were loaded, whoever carries the loads out."""
+        source = f"""
+            mov ebx, {PAGE_DIRECTORY}
+            mov ecx, {PAGE_DIRECTORY | 0x18}
+        1:  mov cr3, ebx
+            mov cr3, ecx
+            mov cr3, ebx
+            sldt eax
+            mov eax, cr3
+            add edi, eax
+            rol edi, 3
+            jmp 1b
+        """
+        with Twins(source, map_low_memory) as twins:
+            twins.run(2000, (400, 33))
+
     def test_more_of_them_than_are_remembered(self) -> None:
         def prepare(bare: Bare) -> None:
             self.prepare(bare)

@@ -100,11 +100,10 @@ class Spaces:
 
     def adopt(self) -> Space:
         """Emitted code may have gone to another space: the CPU's CR3 and CPL follow it; returns the space."""
-        space = self._by_table[self._block.quads[stateblock.DISPATCH]]
-        if space is not self.current:
-            cpu = self._cpu
+        cpu, space = self._cpu, self._by_table[self._block.quads[stateblock.DISPATCH]]
+        cr3 = self._block.words[stateblock.CR3]
+        if space is not self.current or cr3 != cpu.state.cr3:  # values that differ in PCD and PWT have one space
             self.current = space
-            cr3 = self._block.words[stateblock.CR3]
             if cr3 != cpu.state.cr3:
                 cpu.state.cr3 = cr3
                 cpu.mmu.flush()
