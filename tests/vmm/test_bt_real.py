@@ -11,6 +11,8 @@ from tests.oracles.assembler import assemble
 from tests.vmm.bare import ORIGIN, Bare, real
 from tests.vmm.engines import bt_alone
 from tests.vmm.twins import Twins
+from vmm.native import modes, spaces
+from vmm.native.inspection import Inspectable
 
 pytestmark = pytest.mark.usefixtures("native_core")
 
@@ -209,6 +211,34 @@ def test_more_segments_than_are_remembered() -> None:
     with Twins(source, prepare_many, make_guest=real) as twins:
         twins.run(6000, (3000, 77))
         assert twins.reference.state.gpr[ECX]
+
+
+@bt_alone
+def test_more_modes_than_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment that comes back has a new table, and finds the code that it had."""
+    monkeypatch.setattr(spaces, "MAX_OTHER_TABLES", 2)
+    monkeypatch.setattr(modes, "_MAX_SIGNATURES", 2)
+
+    def prepare_calls(bare: Bare) -> None:
+        for selector in SEGMENTS[:4]:
+            place(bare, selector, 0x100, "mov cx, 40\nmov si, offset 2f\n1: call si\nloop 1b\nretf\n2: inc bx\nret")
+
+    calls = "\n".join(f"lcall {selector:#x}, 0x100" for selector in SEGMENTS[:4])
+    with Twins(f"1: {calls}\njmp 1b", prepare_calls, make_guest=real) as twins:
+        twins.run(2000)
+        before = int(twins.count("dispatch misses"))
+        twins.run(4000)
+        assert int(twins.count("dispatch misses")) - before < 200
+
+
+@bt_alone
+def test_the_fragments_for_a_byte_of_a_segment() -> None:
+    """Its place in the page is not that of its offset."""
+    with Twins("1: lcall 0x2008, 0x102\njmp 1b", prepare, make_guest=real) as twins:
+        twins.run(400)
+        engine = twins.other.engine
+        assert isinstance(engine, Inspectable)
+        assert [fragment.eip for fragment in engine.translations().covering(0x2_0080 + 0x102)] == [0x102]
 
 
 def test_code_of_a_segment_is_written_to() -> None:

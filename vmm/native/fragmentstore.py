@@ -121,7 +121,7 @@ class FragmentStore:
         table, landings = space.table, self.landings.get(fragment.ram_page, {})
         others = () if table.has(page) else self.index.pages[fragment.ram_page]
         for each in (fragment, *others):
-            if each.mode is space.mode and space.mode.linear(each.eip) >> PAGE_SHIFT == page:
+            if each is fragment or (each.mode is space.mode and each.linear >> PAGE_SHIFT == page):
                 table.set(each.eip, landings.get((space.mode, each.eip), each.start))
 
     def _translate(self, mode: Mode, eip: int, at: int) -> Fragment:

@@ -103,9 +103,9 @@ class Translations:
         found = [
             fragment
             for fragment in self.fragments.pages.get(ram_address >> PAGE_SHIFT, ())
-            if 0 <= at - (fragment.eip & _PAGE_MASK) < fragment.guest_bytes
+            if 0 <= at - fragment.first < fragment.guest_bytes
         ]
-        return sorted(found, key=lambda fragment: at - (fragment.eip & _PAGE_MASK))
+        return sorted(found, key=lambda fragment: at - fragment.first)
 
     def chains_to(self, fragment: Fragment) -> int:
         """How many direct branches lead to it."""
