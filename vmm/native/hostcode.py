@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 import capstone
@@ -41,6 +41,7 @@ _WRITES_FULLY = frozenset(
     ("mov", "movzx", "movsx", "lea", "add", "or", "adc", "sbb", "and", "sub", "xor", "inc", "dec", "neg", "not", "imul",
      "sarx", "shrx", "shlx", "rorx")
 )  # fmt: skip
+_STEPS_KEPT = 1 << 16  # constants and displacements of guest code are in them, so there is no end to what comes
 _ELEMENT_BYTES = {"b": 1, "w": 2, "d": 4}
 _STRING = re.compile(r"(rep |repe |repne )?(movs|cmps|stos|lods|scas)([bwd])$")
 
@@ -194,7 +195,7 @@ def split(code: bytes) -> Iterator[tuple[int, bytes]]:
         yield end, code[end:]
 
 
-@cache
+@lru_cache(maxsize=_STEPS_KEPT)
 def decode(code: bytes, *, stub: bool) -> Step:
     """Look at one instruction closely, whatever follows from its bytes alone.
 

@@ -10,6 +10,7 @@ changes before the last access that can fault.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 from iced_x86 import Code, Decoder, DecoderError, FlowControl, Instruction, OpKind, Register
@@ -18,6 +19,7 @@ from machine.cpuid import P6_INSTRUCTIONS
 from machine.instructions import Effect, lookup
 from machine.instructions.operands import CONDITION_NAMES
 from machine.instructions.table import FPU_FEATURES
+from machine.state import MASK32
 from vmm.blocks import OPTIONS
 from vmm.native import flow, guest, narrow, narrowstrings, realmode, stack, straddling, strings, system
 from vmm.native import soft as soft_forms
@@ -128,7 +130,8 @@ def translate(
         soft: guest addresses of instructions that are to have a soft form, if that is possible.
     """
     most_insns = tc.longest_unit_insns or MAX_TU_INSTRUCTIONS
-    draft = Draft(tc, mode, eip, most_insns, patched=patched, known=_known(mode), soft=soft)
+    known = _known(replace(mode, code_base=0, code_limit=MASK32))
+    draft = Draft(tc, mode, eip, most_insns, patched=patched, known=known, soft=soft)
     decoder = Decoder(16 if mode.is_narrow else 32, data, OPTIONS, eip)
     next_eip = end_eip = eip
     # What is in the shadow of STI stays with it, so that no budget ends between them.
@@ -267,7 +270,7 @@ def _emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect,
             if name in _FAULTING_IN_ORDER:
                 draft.faulting_in_order.add(len(draft.hosts) - 1)
             return True
-        del draft.asm.code[before:]
+        draft.take_back(before)
         return other is not None and other(draft, instruction)
     if is_plain:
         draft.faulting_in_order.add(len(draft.hosts) - 1)
@@ -291,8 +294,8 @@ def _emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect,
 
 
 @cache
-def _known(_mode: Mode) -> dict[bytes, bytes]:
-    """What IDENT has made of guest instructions in a mode: the same wherever they stand."""
+def _known(_mode_at_zero: Mode) -> dict[bytes, bytes]:
+    """What IDENT has made of guest instructions in a mode: the same wherever they stand, in segments of any size."""
     return {}
 
 

@@ -13,6 +13,7 @@ from iced_x86 import Code, Decoder, FlowControl, Instruction, OpKind, Register
 from machine.state import FS, GS, SHADOW_STI
 from tests.machine.instruction_cases import by_mnemonic
 from tests.oracles.assembler import assemble
+from vmm.native import translator
 from vmm.native.cache import Exit, TranslationCache
 from vmm.native.ident import IDENT
 from vmm.native.modes import Mode
@@ -315,6 +316,27 @@ def test_what_has_no_emitter_is_a_callout(tc: TranslationCache) -> None:
         if name not in IDENT and name not in EMITTERS and name not in NARROW_EMITTERS:
             for case in found[::8]:
                 assert translate(tc, KERNEL, EIP, case.code.ljust(32, b"\x90")).charged == 0, str(case)
+
+
+SEGMENTS = tuple(
+    Mode(user=False, flat=0, code_base=base, code_limit=limit, is_narrow=True, has_narrow_stack=True)
+    for base, limit in ((0, 0xFFFF), (0x12_3000, 0x7FFF), (0xFFFF_0000, 0xFFFF))
+)
+
+
+def test_computations_are_the_same_in_every_segment(tc: TranslationCache) -> None:
+    """So what they were translated to is kept for all of them together."""
+    for name, found in by_mnemonic(16).items():
+        for case in found[::8] if name in IDENT else ():
+            codes = set()
+            for mode in SEGMENTS:
+                translator._known.cache_clear()
+                codes.add(translate(tc, mode, EIP, case.code).code)
+            assert len(codes) == 1, str(case)
+    assert translator._known.cache_info().currsize == 1
+    for mode in SEGMENTS:
+        translate(tc, mode, EIP, b"\x40")
+    assert translator._known.cache_info().currsize == 1
 
 
 _ALLOWED_FLOWS = frozenset({
