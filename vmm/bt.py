@@ -209,14 +209,12 @@ class BinaryTranslator(ArrivingTranslator):
             if self._guarding and clock.icount - began_icount < SHORT_STRETCH_INSNS:
                 self._guarded_until_icount = clock.icount + GUARDED_INSNS
                 return None
-            if self._is_judging:
-                stop = self._interpret_adapted(min(limit_icount, clock.icount + 1))
-            else:
-                stop = self._interpret(min(limit_icount, clock.icount + 1))
+            interpret = self._interpret_adapted if self._is_judging else self._interpret
+            stop = interpret(min(limit_icount, clock.icount + 1))
             if stop is not None:
                 return stop
             ran = self._cache.running
-            if self._guarding or ran is None or (len(ran.operations) == 1 and ran.effect not in _PLAIN):
+            if self._guarding or ran is None or ran.effect not in _PLAIN:
                 registers.stale = True
             self._patience -= 1
             if self._is_interrupted(limit_icount):
@@ -400,7 +398,6 @@ class BinaryTranslator(ArrivingTranslator):
             tc.reset_call_stack()
             return int(at)
         write = bool(quads[stateblock.FAULT_ERROR] & 2)
-        is_access = words[stateblock.FAULT_SIGNAL * 2] == signal.SIGSEGV
         if tc.is_routine(at):
             return self._leave_routine(space, limit_icount, at, host, write=write)
         fragment = self._store.index.at(at)
@@ -411,7 +408,7 @@ class BinaryTranslator(ArrivingTranslator):
             narrowstrings.recover(repetition, tc.state)
         index = fragment.index_at(at)
         linear = host - space.window.host
-        is_access = is_access and 0 <= linear <= MASK32
+        is_access = words[stateblock.FAULT_SIGNAL * 2] == signal.SIGSEGV and 0 <= linear <= MASK32
         can_fill = is_access and not tc.is_budget_guard(host) and not self._is_late()
         drops, can_be_soft = self._spaces.drops, False
         if can_fill:
@@ -434,7 +431,7 @@ class BinaryTranslator(ArrivingTranslator):
             # A fault close to the beginning of a page may be of an access that begins in the page before.
             if is_refused and linear & 0xFFF >= LONGEST_ACCESS_BYTES:
                 walk(self._cpu.memory, space.window.paging, linear, write=write, user=space.mode.user)
-        is_habit = is_access and not tc.is_budget_guard(host) and self._windows.refusal in _HABITS
+        is_habit = can_fill and self._windows.refusal in _HABITS
         if is_habit and self._culprits.fault(fragment, self._cpu.state.eip, soft=can_be_soft):
             self._store.drop_fragment(fragment)
         self.tally.fault(is_budget=tc.is_budget_guard(host))
