@@ -445,8 +445,9 @@ class BinaryTranslator(ArrivingTranslator):
             recover(fragment.unit.spans, max(index, 0), self._cpu.state)
 
     def _deliver_fault(self, fault: GuestFault, eip: int) -> Stop | None:
-        if self._soft_place is not None and fault.vector in (Vector.PF, Vector.DE):
-            self._sites.fault(*self._soft_place)
+        place, self._soft_place = self._soft_place, None
+        if place is not None and fault.vector in (Vector.PF, Vector.DE):
+            self._sites.fault(*place)
         return super()._deliver_fault(fault, eip)
 
     def _note_fault(self, fragment: Fragment, at: int, index: int, *, divides: bool) -> None:
@@ -489,6 +490,7 @@ class BinaryTranslator(ArrivingTranslator):
 
     def flush_translations(self) -> None:
         """Start with an empty TC: see `Inspectable`."""
+        self._soft_place = None
         self._store.flush()
 
     def execute_singly(self) -> None:

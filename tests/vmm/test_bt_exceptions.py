@@ -41,6 +41,7 @@ from tests.vmm.rings import (
 from tests.vmm.test_bt_floating import floating
 from tests.vmm.test_bt_system import Timer
 from tests.vmm.twins import Twins
+from vmm.native.inspection import Inspectable
 
 READ_ONLY = 0x3_2000
 SUPERVISOR = 0x3_4000
@@ -475,6 +476,25 @@ class TestDivideErrors:
             assert (
                 twins.reference.engine.statistics()["interrupts"] == twins.other.engine.statistics()["interrupts"] != 0
             )
+
+    def test_a_place_is_forgotten_with_its_code(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The cache is emptied where a debugger has caught the exception of a soft form."""
+        monkeypatch.setattr("vmm.native.adaptation.SIGNALS_FOR_SOFT_FAULT", 0)
+        with Twins(self.SOURCE, self.prepare) as twins:
+            twins.run(500)
+            assert twins.count("soft forms") == 1
+            twins.each(lambda bare: bare.debug.set_catches(frozenset({Vector.DE})))
+            stop = twins.run(100)
+            assert stop is not None
+            assert stop.kind is StopKind.CATCH
+            engine = twins.other.engine
+            assert isinstance(engine, Inspectable)
+            engine.flush_translations()
+            before = twins.count("fault sites")
+            twins.each(lambda bare: bare.engine.step(deliver_caught=True))
+            assert twins.count("fault sites") == before
+            twins.each(lambda bare: bare.debug.set_catches(frozenset()))
+            twins.run(500)
 
     def test_it_is_counted_by_bt_when_another_engine_takes_over(self) -> None:
         with Twins(self.SOURCE, self.prepare) as twins:
