@@ -61,7 +61,7 @@ HABITS = {
 
 def count(twins: Twins, *names: str) -> int:
     """The sum of some statistics of `bt`."""
-    return sum(int(twins.count(name)) for name in names)
+    return sum(twins.count(name) for name in names)
 
 
 @pytest.mark.parametrize("habit", HABITS)

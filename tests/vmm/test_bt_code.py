@@ -24,7 +24,7 @@ class TestChangingCode:
         source = "1: inc ecx\nmov byte ptr [2f + 2], cl\n2: add eax, 0\nadd ebx, eax\njmp 1b"
         with Twins(source) as twins:
             twins.run(2000, (100, 33))
-            assert (int(twins.count("fragments dropped")) < 100) is (is_adapted and chosen() == "bt")
+            assert (twins.count("fragments dropped") < 100) is (is_adapted and chosen() == "bt")
 
     def test_a_store_into_another_fragment_of_the_page(self) -> None:
         source = """
@@ -58,9 +58,9 @@ class TestChangingCode:
         """
         with Twins(source) as twins:
             twins.run(65 * 200)
-            changes = int(twins.count("invalidations"))
+            changes = twins.count("invalidations")
             assert changes > 150
-            assert 1.2 * changes < int(twins.count("translation units")) < 5 * changes
+            assert 1.2 * changes < twins.count("translation units") < 5 * changes
 
     def test_code_on_another_page_written_by_string_instructions(self) -> None:
         source = """
@@ -142,7 +142,7 @@ class TestChangingCode:
             assert twins.count("invalidations") == 0
             twins.run(8000)
             assert twins.count("invalidations") == twins.count("code pages given up")
-            assert 0 < int(twins.count("code pages given up")) < 8
+            assert 0 < twins.count("code pages given up") < 8
 
     def test_a_page_that_was_code_is_filled_with_data(self) -> None:
         source = """
@@ -163,9 +163,9 @@ class TestChangingCode:
         with Twins(source) as twins:
             twins.run(5 * 1020 + 100, (700, 33))
             assert twins.count("code pages given up") == 1
-            assert int(twins.count("callouts")) + int(twins.count("faults interpreted")) < 200
+            assert twins.count("callouts") + twins.count("faults interpreted") < 200
             twins.run(3 * 5 * 1020, (700, 33))
-            assert int(twins.count("callouts")) + int(twins.count("faults interpreted")) < 500
+            assert twins.count("callouts") + twins.count("faults interpreted") < 500
 
     def test_breakpoints_come_and_go(self) -> None:
         with Twins("1: inc eax\nadd ebx, eax\nx: inc ecx\njmp 1b") as twins:
@@ -204,7 +204,7 @@ class TestCacheFull:
         )
         with Twins(f"mov ecx, 9\n1: call b0\ninc edi\njmp 1b\n{blocks}b120: ret") as twins:
             twins.run(6000, (500, 33))
-            assert int(twins.count("translation units")) > 500
+            assert twins.count("translation units") > 500
 
     def test_the_cache_may_fill_up_at_any_exit(self) -> None:
         for padding in range(0, 40, 3):

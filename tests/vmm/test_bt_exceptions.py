@@ -185,7 +185,7 @@ def prepare(bare: Bare, seed: int) -> None:
 
 
 def delivered(twins: Twins) -> int:
-    return int(twins.count("faults delivered in the TC"))
+    return twins.count("faults delivered in the TC")
 
 
 def check_counts(twins: Twins) -> None:
@@ -203,7 +203,7 @@ def test_random_slots(seed: int, signals_for_soft_fault: int, monkeypatch: pytes
     with Twins("nop", lambda bare: prepare(bare, seed)) as twins:
         twins.run(6000, (1211, 1, 900, 40, 7))
         assert delivered(twins) > 10
-        assert signals_for_soft_fault or int(twins.count("soft forms")) > 3
+        assert signals_for_soft_fault or twins.count("soft forms") > 3
         check_counts(twins)
 
 
@@ -232,7 +232,7 @@ class TestPageFaults:
         with Twins(self.READ, self.prepare) as twins:
             twins.run(4000, (700, 33, 1))
             assert delivered(twins) > 350
-            assert int(twins.count("callouts")) < 30
+            assert twins.count("callouts") < 30
             check_counts(twins)
 
     @pytest.mark.parametrize("offset", [0, 1, 15, 0xFFD])
@@ -300,7 +300,7 @@ class TestPageFaults:
                 for bare in (twins.reference, twins.other):
                     assert bare.engine.run(500).kind is StopKind.BUDGET
                     assert bare.clock.icount == 2
-            assert int(twins.count("true faults")) > 100
+            assert twins.count("true faults") > 100
 
     @pytest.mark.parametrize("entry", [0, STACK_PAGE, STACK_PAGE | 3, STACK_PAGE | 1])
     def test_when_the_delivery_faults(self, entry: int) -> None:
@@ -529,4 +529,4 @@ def test_x87_pointers_around_a_page_fault(faulting: str) -> None:
     with Twins(source, prepare) as twins:
         twins.run(3000, (700, 33, 1))
         check_counts(twins)
-        assert int(twins.count("true faults")) > 100
+        assert twins.count("true faults") > 100

@@ -185,9 +185,9 @@ def test_loops(name: str) -> None:
 def test_they_stay_in_the_translation_cache(name: str) -> None:
     with Twins(f"1: inc cx\n{LOOPS[name]}\njmp 1b", prepare, make_guest=real) as twins:
         twins.run(2000)
-        before = int(twins.count("callouts"))
+        before = twins.count("callouts")
         twins.run(6000)
-        assert int(twins.count("callouts")) - before < 20
+        assert twins.count("callouts") - before < 20
 
 
 @bt_alone

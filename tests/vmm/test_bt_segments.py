@@ -110,4 +110,4 @@ def test_thread_local_storage_stays_in_the_tc() -> None:
     """
     with Twins(source.replace("xor cs:[0x1000], cl", "and cl, cs:[0x1000]"), prepare) as twins:
         twins.run(20_000)
-        assert int(twins.count("callouts")) < 40
+        assert twins.count("callouts") < 40

@@ -50,10 +50,6 @@ def map_with_pae(bare: Bare) -> None:
     bare.cpu.mmu.flush()
 
 
-def count(twins: Twins, name: str) -> int:
-    return int(twins.count(name))
-
-
 def thrash(access: str, bits: int = 7) -> str:
     """A loop that moves a page to and fro, and accesses it."""
     return f"""
@@ -100,17 +96,17 @@ class TestOnePage:
         with Twins(f"mov esi, {PAGE + 0x840:#x}\n" + thrash(access, bits), map_low_memory) as twins:
             twins.run(4000, STEPS)
             if access in ACCESSES[:-2] and access != "bt dword ptr [esi], ecx":
-                assert count(twins, "soft forms") == 2
-                assert count(twins, "volatile pages") == 1
-                assert count(twins, "soft fallbacks") < 12
-                assert count(twins, "hidden faults") < 60
+                assert twins.count("soft forms") == 2
+                assert twins.count("volatile pages") == 1
+                assert twins.count("soft fallbacks") < 12
+                assert twins.count("hidden faults") < 60
 
     @pytest.mark.parametrize("access", ["mov eax, [{0}]", "mov [{0}], al", "add [{0}], ecx", "cmp byte ptr [{0}], 3"])
     def test_the_address_is_a_constant(self, access: str) -> None:
         with Twins(thrash(f"{access.format(hex(PAGE + 0x840))}\nadc ebx, eax"), map_low_memory) as twins:
             twins.run(4000, STEPS)
-            assert count(twins, "soft forms") == 2
-            assert count(twins, "soft fallbacks") < 12
+            assert twins.count("soft forms") == 2
+            assert twins.count("soft fallbacks") < 12
 
     @pytest.mark.parametrize("access", ["mov eax, [esp - 8]", "add [esp + ecx * 4 - 8], esp", "sub esp, [esp - 4]"])
     def test_by_esp_with_pushes_around(self, access: str) -> None:
@@ -120,7 +116,7 @@ class TestOnePage:
         )
         with Twins(source, map_low_memory) as twins:
             twins.run(6000, STEPS)
-            assert count(twins, "soft forms") >= 2
+            assert twins.count("soft forms") >= 2
 
     def test_flags_survive(self) -> None:
         """Each of the flags that a loop can have, before a soft load and a soft store."""
@@ -130,15 +126,15 @@ class TestOnePage:
         )
         with Twins(source, map_low_memory) as twins:
             twins.run(12_000, STEPS)
-            assert count(twins, "soft forms") == 4
-            assert count(twins, "soft fallbacks") < 20
+            assert twins.count("soft forms") == 4
+            assert twins.count("soft fallbacks") < 20
 
     @pytest.mark.parametrize("offset", [0xFFC, 0xFFD, 0xFFE, 0xFFF])
     def test_the_end_of_the_page(self, offset: int) -> None:
         with Twins(f"mov esi, {PAGE + offset:#x}\n" + thrash("add [esi], ecx\nadd bl, [esi]"), map_low_memory) as twins:
             twins.run(4000, STEPS)
-            assert count(twins, "soft forms") == 3
-            assert (count(twins, "soft fallbacks") > 100) is (offset > 0xFFC)
+            assert twins.count("soft forms") == 3
+            assert (twins.count("soft fallbacks") > 100) is (offset > 0xFFC)
 
     @pytest.mark.parametrize("frame", [0xB_8000, 0xF_F000, 0x40_0000, 0xFFFF_F000, 0x10_0000, 0x10_1000, 0x1000])
     def test_now_and_then_it_is_something_else(self, frame: int) -> None:
@@ -154,8 +150,8 @@ class TestOnePage:
         """)
         with Twins(source, map_low_memory) as twins:
             twins.run(9000, STEPS)
-            assert count(twins, "soft forms") >= 4
-            assert count(twins, "faults interpreted") < 100
+            assert twins.count("soft forms") >= 4
+            assert twins.count("faults interpreted") < 100
 
     def test_accessed_and_dirty_bits_are_set_by_the_access_that_needs_them(self) -> None:
         source = thrash(f"""
@@ -172,7 +168,7 @@ class TestOnePage:
             twins.run(6000, STEPS)
             assert twins.reference.memory.load(0x6_0000, 4) & ACCESSED_DIRTY == 0x20
             assert twins.reference.memory.load(0x6_0004, 4) & ACCESSED_DIRTY == 0x60
-            assert count(twins, "soft fallbacks") < 20
+            assert twins.count("soft fallbacks") < 20
 
     @pytest.mark.parametrize("large_bit", [0, 0x80])
     def test_the_accessed_bit_of_the_directory(self, large_bit: int) -> None:
@@ -193,7 +189,7 @@ class TestOnePage:
         """)
         with Twins(source, prepare) as twins:
             twins.run(9000, STEPS)
-            assert count(twins, "soft forms") >= 3
+            assert twins.count("soft forms") >= 3
             assert twins.reference.memory.load(FRAMES[0] + 4, 4)
 
     def test_now_and_then_it_is_code(self) -> None:
@@ -213,7 +209,7 @@ class TestOnePage:
         """)
         with Twins(source, prepare) as twins:
             twins.run(9000, STEPS)
-            assert count(twins, "soft forms") >= 3
+            assert twins.count("soft forms") >= 3
 
 
 class TestRights:
@@ -238,7 +234,7 @@ class TestRights:
         """
         with Twins(source, prepare) as twins:
             twins.run(6000, STEPS)
-            assert count(twins, "soft forms") >= 3
+            assert twins.count("soft forms") >= 3
             assert (twins.reference.state.gpr[EBX] > 100) is bool(protect)
 
     def test_write_protection_comes_and_goes(self) -> None:
@@ -256,7 +252,7 @@ class TestRights:
         """, 5)  # fmt: skip
         with Twins(source, prepare) as twins:
             twins.run(9000, STEPS)
-            assert count(twins, "soft forms") >= 2
+            assert twins.count("soft forms") >= 2
             assert twins.reference.state.gpr[EBX] > 100
 
     def test_a_user_and_a_kernel_touch_what_the_kernel_changes(self) -> None:
@@ -289,7 +285,7 @@ class TestRights:
 
         with Twins("hlt", prepare) as twins:
             twins.run(12_000, STEPS)
-            assert count(twins, "soft forms") >= 5
+            assert twins.count("soft forms") >= 5
 
 
 class TestTables:
@@ -311,11 +307,11 @@ class TestTables:
         """
         with Twins(source, map_low_memory) as twins:
             twins.run(7 * 290, (7 * 290,))
-            assert count(twins, "soft forms") == 1
-            fallbacks = count(twins, "soft fallbacks")
+            assert twins.count("soft forms") == 1
+            fallbacks = twins.count("soft fallbacks")
             assert fallbacks < 5
             twins.run(4000, STEPS)
-            assert count(twins, "soft fallbacks") > fallbacks
+            assert twins.count("soft fallbacks") > fallbacks
 
     def test_a_store_to_an_entry_that_reaches_into_one_in_use(self) -> None:
         """The entry of the page at EDI, which a plain instruction has had mapped, is hit in its middle now and then."""
@@ -346,7 +342,7 @@ class TestTables:
 
         with Twins(source, prepare) as twins:
             assert twins.run(13 * 25, STEPS) is None
-            assert count(twins, "soft forms") == 1
+            assert twins.count("soft forms") == 1
             twins.run(12_000, STEPS)
             assert twins.reference.memory.load(FRAMES[1] + 4, 4)
 
@@ -373,7 +369,7 @@ class TestTables:
 
         with Twins(f"mov esi, {PAGE:#x}\njmp esi", prepare) as twins:
             twins.run(20_000, STEPS)
-            assert count(twins, "soft forms") >= 1
+            assert twins.count("soft forms") >= 1
             gpr = twins.reference.state.gpr
             assert gpr[EBX] > 100
             assert gpr[2] > 100
@@ -409,7 +405,7 @@ class TestTables:
         """
         with Twins(source, prepare) as twins:
             twins.run(9000, STEPS)
-            assert count(twins, "soft forms") >= 3
+            assert twins.count("soft forms") >= 3
 
     def test_a_page_maps_its_own_table(self) -> None:
         """The entry that is changed is that of the page through which it is changed."""
@@ -427,7 +423,7 @@ class TestTables:
         """
         with Twins(source, map_low_memory) as twins:
             twins.run(6000, STEPS)
-            assert count(twins, "soft forms") >= 1
+            assert twins.count("soft forms") >= 1
 
     def test_an_alias_by_a_large_page(self) -> None:
         """The second 4 MiB are all of RAM once more, page tables included; their entry is changed, too."""
@@ -451,7 +447,7 @@ class TestTables:
         """
         with Twins(source, prepare) as twins:
             twins.run(9000, STEPS)
-            assert count(twins, "soft forms") >= 2
+            assert twins.count("soft forms") >= 2
 
     def test_address_spaces_that_share_a_table(self) -> None:
         def prepare(bare: Bare) -> None:
@@ -470,8 +466,8 @@ class TestTables:
         """)
         with Twins(source, prepare) as twins:
             twins.run(9000, STEPS)
-            assert count(twins, "soft forms") >= 3
-            assert count(twins, "soft fallbacks") < 60
+            assert twins.count("soft forms") >= 3
+            assert twins.count("soft fallbacks") < 60
 
     @pytest.mark.parametrize(
         ("bits", "other_bits"), [(0xE7, 0xE3), (0xE7, 0x20E7), (0xE7, 0xA7), (0xE7, 0x87), (0xE7, 0xC5), (0xE7, 0xE6)]
@@ -512,9 +508,9 @@ class TestTables:
         """
         with Twins(source, prepare) as twins:
             twins.run(12_000, STEPS)
-            assert count(twins, "soft forms") >= 3
+            assert twins.count("soft forms") >= 3
             if other_bits == 0xE3:
-                assert count(twins, "soft fallbacks") < 40
+                assert twins.count("soft fallbacks") < 40
 
     def test_pae(self) -> None:
         """Where tables of two levels would be there is something that looks like them."""
@@ -542,8 +538,8 @@ class TestTables:
         with Twins(source, prepare) as twins:
             twins.run(6000, STEPS)
             assert twins.reference.memory.load(FRAMES[1], 4)
-            assert count(twins, "soft forms") == 3
-            assert count(twins, "soft fallbacks") < 20
+            assert twins.count("soft forms") == 3
+            assert twins.count("soft fallbacks") < 20
 
     @pytest.mark.parametrize(
         ("at", "value"),
@@ -588,7 +584,7 @@ class TestTables:
         """
         with Twins(source, prepare) as twins:
             twins.run(9000, STEPS)
-            assert count(twins, "soft forms") >= 3
+            assert twins.count("soft forms") >= 3
 
     @pytest.mark.parametrize(
         ("at", "access"), [(0x1008, "add ebx, [esi]"), (0x3000 + 8 * 0x100, "sgdt [esi]"), (0x1008, "sgdt [esi]")]
@@ -617,7 +613,7 @@ class TestTables:
         """
         with Twins(source, prepare) as twins:
             twins.run(9000, STEPS)
-            assert count(twins, "soft forms") >= 1
+            assert twins.count("soft forms") >= 1
             assert twins.reference.state.gpr[EBP] > 10
 
 
@@ -644,7 +640,7 @@ class TestFromOutside:
         """)
         with Twins(source, prepare) as twins:
             twins.run(9000, STEPS)
-            assert count(twins, "soft forms") >= 3
+            assert twins.count("soft forms") >= 3
 
     def test_a_debugger_writes_to_the_table(self) -> None:
         with Twins(thrash(f"add [{PAGE:#x}], ecx\nmov edx, [{PAGE:#x}]"), map_low_memory) as twins:
@@ -653,13 +649,13 @@ class TestFromOutside:
                 twins.run(200 + turn)
                 twins.each(lambda bare, turn=turn: set_page(bare, PAGE, FRAMES[turn & 3] | 7))  # type: ignore[misc]
                 twins.each(lambda bare: bare.memory.store(PAGE_DIRECTORY, 4, PAGE_TABLE | 7))
-            assert count(twins, "soft forms") == 3
+            assert twins.count("soft forms") == 3
 
     @pytest.mark.parametrize("place", [PAGE, ENTRY])
     def test_what_a_soft_form_touches_is_watched_from_now_on(self, place: int) -> None:
         with Twins(thrash(f"add [{PAGE:#x}], ecx\nmov edx, [{PAGE + 4:#x}]"), map_low_memory) as twins:
             twins.run(3000, STEPS)
-            assert count(twins, "soft forms") == 3
+            assert twins.count("soft forms") == 3
             for _ in range(3):
                 watch = Watchpoint(place, 4, on_read=False, on_write=True)
                 twins.each(lambda bare, watch=watch: bare.debug.set_watchpoints(frozenset({watch})))  # type: ignore[misc]
@@ -698,8 +694,8 @@ class TestFromOutside:
         """).replace(f"{ENTRY:#x}", f"{table + (ENTRY & 0xFFF):#x}")
         with Twins(source, prepare) as twins:
             twins.run(12_000, STEPS)
-            assert count(twins, "soft forms") >= 3
-            assert count(twins, "soft fallbacks") > 100
+            assert twins.count("soft forms") >= 3
+            assert twins.count("soft fallbacks") > 100
 
 
 class TestOtherEngines:
@@ -711,8 +707,8 @@ class TestOtherEngines:
         with Twins(source, prepare, engine=make) as twins:
             twins.run(3000, STEPS)
             for name in ("soft forms", "soft fallbacks", "volatile pages"):
-                assert count(twins, name) == 0
-            traces = count(twins, "exits EXCP_PF trace")
+                assert twins.count(name) == 0
+            traces = twins.count("exits EXCP_PF trace")
             assert traces > 250 if make is trap else not traces
 
     @pytest.mark.usefixtures("hasty")
@@ -730,47 +726,47 @@ class TestAdaptation:
         )
         with Twins(source, map_low_memory) as twins:
             twins.run(3000, STEPS)
-            assert count(twins, "soft forms") == 2
-            assert count(twins, "reversions") == 0
-            assert count(twins, "soft accesses looked at") > 5
+            assert twins.count("soft forms") == 2
+            assert twins.count("reversions") == 0
+            assert twins.count("soft accesses looked at") > 5
             twins.each(lambda bare: bare.state.gpr.__setitem__(ESI, 0x6_0000))
             twins.each(lambda bare: bare.state.gpr.__setitem__(7, 0x6_1000))
             twins.run(9 * 2000, STEPS)
-            assert count(twins, "reversions") == 2
-            looks = count(twins, "soft accesses looked at")
-            callouts = count(twins, "callouts")
+            assert twins.count("reversions") == 2
+            looks = twins.count("soft accesses looked at")
+            callouts = twins.count("callouts")
             twins.run(6000, STEPS)
-            assert count(twins, "soft accesses looked at") == looks
-            assert count(twins, "callouts") == callouts
+            assert twins.count("soft accesses looked at") == looks
+            assert twins.count("callouts") == callouts
 
     def test_a_page_that_calms_down_comes_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("vmm.native.adaptation.SOFT_ACCESSES", 50)
         source = f"mov edi, {ENTRY:#x}\n" + thrash(f"add ebx, [{PAGE:#x}]").replace(f"[{ENTRY:#x}]", "[edi]")
         with Twins(source, map_low_memory) as twins:
             twins.run(3000, STEPS)
-            assert count(twins, "soft forms") == 2
+            assert twins.count("soft forms") == 2
             twins.each(lambda bare: bare.state.gpr.__setitem__(7, 0x6_1000))
             twins.run(9 * 2000, STEPS)
-            assert count(twins, "reversions") == 2
-            assert count(twins, "volatile pages calmed") == 1
-            hidden, callouts = count(twins, "hidden faults"), count(twins, "callouts")
+            assert twins.count("reversions") == 2
+            assert twins.count("volatile pages calmed") == 1
+            hidden, callouts = twins.count("hidden faults"), twins.count("callouts")
             twins.run(6000, STEPS)
-            assert count(twins, "hidden faults") == hidden
-            assert count(twins, "callouts") == callouts
+            assert twins.count("hidden faults") == hidden
+            assert twins.count("callouts") == callouts
 
     def test_a_string_instruction_has_its_page_mapped(self) -> None:
         """It has no soft form, and would be slow if it were interpreted."""
         with Twins(thrash(f"mov edi, {PAGE:#x}\nmov eax, ecx\nmov edx, ecx\nmov ecx, 256\nrep stosd\nmov ecx, edx"),
                    map_low_memory) as twins:  # fmt: skip
             twins.run(6000, STEPS)
-            assert count(twins, "callouts of stosd") == 0
-            assert count(twins, "faults interpreted") < 40
+            assert twins.count("callouts of stosd") == 0
+            assert twins.count("faults interpreted") < 40
 
     def test_a_page_that_changes_seldom_is_mapped(self) -> None:
         source = thrash(f"mov edx, 2000\n2: add ebx, [{PAGE:#x}]\ndec edx\njnz 2b")
         with Twins(source, map_low_memory) as twins:
             twins.run(200_000, (40_000,))
-            assert count(twins, "volatile pages") == 0
+            assert twins.count("volatile pages") == 0
 
     def test_what_nothing_depends_on_is_not_marked_as_used(self) -> None:
         with Twins(thrash(f"mov [{PAGE:#x}], ecx"), map_low_memory) as twins:

@@ -62,7 +62,7 @@ def visit(work: str) -> str:
 
 
 def misses(twins: Twins) -> int:
-    return int(twins.count("dispatch misses"))
+    return twins.count("dispatch misses")
 
 
 VISIT_INSNS = SPACES * (5 + CODE_PAGES * 9 + 3)

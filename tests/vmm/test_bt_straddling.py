@@ -35,7 +35,7 @@ def install(code: str, ahead: int) -> Callable[[Bare], int]:
 
 
 def callouts(twins: Twins) -> int:
-    return int(twins.count("callouts"))
+    return twins.count("callouts")
 
 
 INSTRUCTIONS = (
@@ -99,7 +99,7 @@ def test_an_end_that_is_written_to_each_time() -> None:
     source = f"1: inc ecx\nmov [{SECOND:#x}], ecx\ncall {SECOND - 1:#x}\nadd ebx, eax\njmp 1b"
     with Twins(source, install("mov eax, 0x01020304\nret", 1)) as twins:
         twins.run(3000, STEPS)
-        assert int(twins.count("translation units")) < 60
+        assert twins.count("translation units") < 60
 
 
 def test_second_pages_that_take_turns() -> None:

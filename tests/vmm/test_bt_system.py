@@ -139,7 +139,7 @@ class TestAddressSpaces:
         """
         with Twins(source, self.prepare) as twins:
             twins.run(3000, (400, 33))
-            assert int(twins.count("callouts")) < 50
+            assert twins.count("callouts") < 50
             assert twins.reference.memory.load(0x30_0000, 4) * 7 >= twins.reference.memory.load(0x31_0000, 4) > 100
 
     def test_one_with_two_values_of_cr3(self) -> None:
@@ -237,4 +237,4 @@ class TestAddressSpaces:
         """
         with Twins(source, prepare) as twins:
             twins.run(4000)
-            assert 40 <= int(twins.count("dispatch misses")) < 60
+            assert 40 <= twins.count("dispatch misses") < 60

@@ -89,7 +89,7 @@ class TestStackInARow:
         source = f"1: mov esp, {top}\n{row}\ninc eax\njmp 1b"
         with Twins(source) as twins:
             twins.run(3000, PIECES)
-            assert int(twins.count("faults interpreted")) > 100
+            assert twins.count("faults interpreted") > 100
 
     @pytest.mark.parametrize("access", ["push edx", "pop edx", "call 2f", "ret", "mov eax, [edi]", "push [edi]"])
     def test_a_page_fault_between_them(self, access: str) -> None:

@@ -138,5 +138,5 @@ def test_a_trapping_vmm_sees_each_store(nested: bool) -> None:
     with Twins(source, plug(map_low_memory), engine=trap) as twins:
         twins.run(4 * 200 + 1)
         reasons = ("NPF read 0xb8000", "NPF write 0xb8000") if nested else ("EXCP_PF device",)
-        assert sum(int(twins.count(f"exits {reason}")) for reason in reasons) == 400
+        assert sum(twins.count(f"exits {reason}") for reason in reasons) == 400
         assert twins.reference.memory.load(0xB_8000, 4) == 200

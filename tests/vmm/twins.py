@@ -73,6 +73,8 @@ class Twins:
         found = differences(*self._sides, *stops)
         assert not found, f"at icount {self.reference.clock.icount}:\n" + "\n".join(map(str, found))
 
-    def count(self, name: str) -> int | float | str:
-        """A statistic of the other engine."""
-        return self.other.engine.statistics().get(name, 0)
+    def count(self, name: str) -> int:
+        """How often something happened, by the statistics of the other engine."""
+        count = self.other.engine.statistics().get(name, 0)
+        assert isinstance(count, int)
+        return count
