@@ -41,9 +41,9 @@ def trap_nested(cpu: Cpu, debug: DebugControl) -> TrapEngine:
 class Restless(Chooser):
     """Changes engines all the time, after one to some thousand instructions, the same way on every run."""
 
-    def __init__(self, icount: int, longest_insns: int = 4000, seed: int = 1) -> None:
+    def __init__(self, icount: int, longest_insns: int) -> None:
         super().__init__(BT, TRAP, icount)
-        self._chance = Random(seed)
+        self._chance = Random(1)
         self._longest_insns = longest_insns
         self.judge(Cost())
 
@@ -55,9 +55,9 @@ class Restless(Chooser):
         return True
 
 
-def restless(cpu: Cpu, debug: DebugControl) -> HybridEngine:
+def restless(cpu: Cpu, debug: DebugControl, *, longest_insns: int = 4000) -> HybridEngine:
     """`hybrid` that changes engines all the time, verified as `bt` is."""
-    return HybridEngine(cpu, debug, verify=True, chooser=Restless(cpu.clock.icount))
+    return HybridEngine(cpu, debug, verify=True, chooser=Restless(cpu.clock.icount, longest_insns))
 
 
 MAKERS: Mapping[str, Callable[[Cpu, DebugControl], Engine]] = {

@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from guests import images
-from machine.cpuid import P6_NO_FPU, PENTIUM4, CpuModel
+from machine.cpuid import PENTIUM4
 from machine.debug import StopKind
-from machine.loaders.image import LoadOptions
-from machine.pc import EngineFactory, Machine, MachineOptions
+from machine.pc import Machine
 from tests.engine import verified
-from tests.vmm.bare import host_alu
-from vmm import lockstep
-from vmm.interp import Interpreter
-from vmm.lockstep import Input, Outcome, Side, random_icounts
-from vmm.native.hostfpu import HostFpu
+from tests.vmm import shipped
+from vmm.lockstep import Input, Side
 
-INTERP: EngineFactory = lambda machine: Interpreter(machine.cpu, machine.debug)  # noqa: E731
-BT: EngineFactory = lambda machine: verified(machine.cpu, machine.debug)  # noqa: E731
+compare = partial(shipped.compare, verified)
 
 # The demo kernel waits at its prompt from here on.
 PROMPT_ICOUNT = 150_000
-
-
-def compare(
-    image: str | bytes,
-    append: str = "",
-    *,
-    total: int,
-    longest: int = 5000,
-    seed: int = 1,
-    inputs: tuple[Input, ...] = (),
-    ns_per_insn: int = 1,
-    model: CpuModel = P6_NO_FPU,
-) -> Outcome:
-    options = MachineOptions(
-        image=images.path(image) if isinstance(image, str) else image,
-        model=model,
-        make_fpu=HostFpu,
-        loading=LoadOptions(ram_bytes=8 << 20, command_line=append),
-        ns_per_insn=ns_per_insn,
-    )
-
-    def make() -> tuple[Side, Side]:
-        return lockstep.machine_side(options, INTERP, host_alu()), lockstep.machine_side(options, BT, host_alu())
-
-    outcome = lockstep.run(make, random_icounts(total, seed, longest), inputs)
-    assert outcome.divergence is None, str(outcome.divergence)
-    return outcome
 
 
 def types(text: str, *, after: int = PROMPT_ICOUNT, apart: int = 3000) -> tuple[Input, ...]:

@@ -4,61 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from time import perf_counter
+from functools import partial
+from time import process_time
 
 import pytest
 
 from guests import images
-from machine.cpuid import P6_NO_FPU, PENTIUM4, CpuModel
+from machine.cpuid import PENTIUM4
 from machine.debug import CodeBreakpoint, StopKind, Watchpoint
 from machine.devices.board import BoardOptions
 from machine.engine import Engine
 from machine.loaders.image import LoadOptions
 from machine.pc import Machine, MachineOptions
 from machine.state import EAX
-from tests.engine import Restless
-from tests.vmm.bare import ORIGIN, flat, host_alu
-from vmm import lockstep
+from tests.engine import Restless, restless
+from tests.vmm.bare import ORIGIN, EngineMaker, flat, host_alu
+from tests.vmm.shipped import compare
 from vmm.hybrid import BT, TRAP, HybridEngine
 from vmm.interp import Interpreter
-from vmm.lockstep import Outcome, Side, random_icounts
-from vmm.native.hostfpu import HostFpu
+from vmm.lockstep import Outcome
 from vmm.native.shadows import MappingLedger
 from vmm.phases import STRETCH_CYCLES, STRETCH_INSNS, Chooser, Cost
 from vmm.prices import PARTS
 
 
-def compare(
-    image: str | bytes,
-    append: str = "",
-    *,
-    total: int,
-    longest: int = 20_000,
-    stretch: int = 4000,
-    model: CpuModel = P6_NO_FPU,
-    ns_per_insn: int = 1,
-) -> Outcome:
-    """Run a guest in lockstep; engines change after up to `stretch` instructions."""
-    options = MachineOptions(
-        image=images.path(image) if isinstance(image, str) else image,
-        model=model,
-        make_fpu=HostFpu,
-        loading=LoadOptions(ram_bytes=8 << 20, command_line=append),
-        ns_per_insn=ns_per_insn,
-    )
+def often(stretch_insns: int) -> EngineMaker:
+    """What makes a `hybrid` that changes engines after up to so many instructions."""
+    return partial(restless, longest_insns=stretch_insns)
 
-    def hybrid(machine: Machine) -> HybridEngine:
-        chooser = Restless(machine.clock.icount, stretch)
-        return HybridEngine(machine.cpu, machine.debug, verify=True, chooser=chooser)
 
-    def make() -> tuple[Side, Side]:
-        return (
-            lockstep.machine_side(options, lambda machine: Interpreter(machine.cpu, machine.debug), host_alu()),
-            lockstep.machine_side(options, hybrid, host_alu()),
-        )
-
-    outcome = lockstep.run(make, random_icounts(total, 1, longest))
-    assert outcome.divergence is None, str(outcome.divergence)
+def took_turns(outcome: Outcome) -> Outcome:
+    """Both engines have run the guest."""
     counts = outcome.statistics[1]
     assert int(counts["switches"]) > 3
     assert int(counts["instructions in bt"]) > 0
@@ -72,30 +48,33 @@ class TestExactness:
         """With a change every few instructions, each of which is emitted code."""
         monkeypatch.setattr("vmm.bt.MIN_BUDGET_INSNS", 1)
         monkeypatch.setattr("vmm.native.translator.MAX_TU_INSTRUCTIONS", 2)
-        assert compare(name, total=1000, longest=30, stretch=6).stop is not None
+        assert took_turns(compare(often(6), name, total=1000, longest=30)).stop is not None
 
     def test_demo_crashes_and_commands(self) -> None:
         commands = "pgfault;div0;ud;gp;bp;stack;ps;peek 0 8;poke 1000 1;uptime;poweroff"
-        outcome = compare("demo", f"quiet run={commands}", total=1_000_000)
+        outcome = took_turns(compare(restless, "demo", f"quiet run={commands}", total=1_000_000, longest=20_000))
         assert outcome.stop is not None
         assert outcome.stop.kind is StopKind.EXIT
 
     def test_demo_with_interrupts(self) -> None:
-        compare("demo", "quiet hz=1000 run=sleep 2;spin 3;poweroff", total=300_000, ns_per_insn=200, stretch=2000)
+        words = "quiet hz=1000 run=sleep 2;spin 3;poweroff"
+        took_turns(compare(often(2000), "demo", words, total=300_000, longest=20_000, ns_per_insn=200))
 
     @pytest.mark.parametrize("name", ["patched_code", "pte_invlpg", "page_fault", "in", "process_switch"])
     def test_nano(self, name: str) -> None:
-        compare("nano", f"{name}=400", total=30_000, longest=5000, stretch=500)
+        took_turns(compare(often(500), "nano", f"{name}=400", total=30_000, longest=5000))
 
     def test_fork(self) -> None:
         """Page tables are let go of by one engine and shadowed by the other, copied, and torn down."""
-        compare("fork", "hz=20000 forkwait=2 ptchurn=2 mix=1", total=250_000, longest=5000)
+        words = "hz=20000 forkwait=2 ptchurn=2 mix=1"
+        took_turns(compare(restless, "fork", words, total=250_000, longest=5000))
 
     def test_floating_point(self) -> None:
-        compare("bench", "paging mandelbrot", total=60_000, model=PENTIUM4, stretch=1000)
+        words = "paging mandelbrot"
+        took_turns(compare(often(1000), "bench", words, total=60_000, longest=20_000, model=PENTIUM4))
 
     def test_boot_sector(self) -> None:
-        compare(images.floppy("boot"), total=60_000, stretch=1000)
+        took_turns(compare(often(1000), images.floppy("boot"), total=60_000, longest=20_000))
 
 
 # Code that changes before each execution is a callout for bt and nothing for trap; ports are the other way round.
@@ -174,7 +153,7 @@ class TestDebugging:
         with closing(
             flat(
                 "xor eax, eax\n1: inc eax\nmov [0x3000], eax\nadd ebx, [0x3004]\njmp 1b",
-                lambda cpu, debug: HybridEngine(cpu, debug, verify=True, chooser=Restless(0, 40)),
+                often(40),
             )
         ) as bare:
             bare.debug.set_breakpoints(frozenset({CodeBreakpoint(ORIGIN + 2)}))
@@ -191,12 +170,12 @@ class TestDebugging:
             assert int(bare.engine.statistics()["switches"]) > 5
 
     def test_the_longest_run_is_that_of_all_stretches(self) -> None:
-        with closing(flat("jmp $", lambda cpu, debug: HybridEngine(cpu, debug, chooser=Restless(0, 5000)))) as bare:
+        with closing(flat("jmp $", often(5000))) as bare:
             bare.engine.run(1000)
             bare.debug.longest_run_s = 0.02
-            began_s = perf_counter()
+            began_s = process_time()
             assert bare.engine.run(1 << 40).kind is StopKind.BUDGET
-            assert perf_counter() - began_s < 1
+            assert process_time() - began_s < 1
             assert bare.debug.longest_run_s == 0.02
 
     def test_a_switch_to_another_engine_and_back(self) -> None:
