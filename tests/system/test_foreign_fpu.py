@@ -20,17 +20,17 @@ RAM_MIB = 24
 # It has found the FPU after 1.8 million instructions; the panic is complete at the last of these (measured).
 FPU_FOUND_INSNS = 2_000_000
 LAST_LINES = (
-    (261_821_971, "pcibios_init: Using configuration type 1"),
-    (261_824_744, "Probing PCI hardware."),
-    (5_181_843_237, "floppy0: no floppy controllers found"),
-    (5_182_864_795, "done"),
-    (5_182_867_119, "scsi : 0 hosts."),
-    (5_182_870_195, "scsi : detected total."),
-    (5_182_879_702, "com1: at atbus0, port = 2f8x, spl = 6u, pic = 3. (DOS COM2)"),
-    (5_182_881_739, "com 2 out of range"),
-    (5_182_886_828, "RTC time is 2006-10-21 12:00:05"),
+    (261_821_133, "pcibios_init: Using configuration type 1"),
+    (261_823_906, "Probing PCI hardware."),
+    (5_181_842_399, "floppy0: no floppy controllers found"),
+    (5_182_863_957, "done"),
+    (5_182_866_281, "scsi : 0 hosts."),
+    (5_182_869_357, "scsi : detected total."),
+    (5_182_878_864, "com1: at atbus0, port = 2f8x, spl = 6u, pic = 3. (DOS COM2)"),
+    (5_182_880_901, "com 2 out of range"),
+    (5_182_885_990, "RTC time is 2006-10-21 12:00:05"),
     (
-        5_182_926_005,
+        5_182_925_167,
         "panic ../kern/bootstrap.c:181: bootstrap_create: No bootstrap code loaded with the kernel!",
     ),
 )

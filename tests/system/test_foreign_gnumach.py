@@ -23,20 +23,20 @@ RAM_MIB = 24
 
 # What it prints, and the icount at which each line is complete; one nanosecond an instruction.
 PRINTED = (
-    (1_410_783, "GNU Mach 1.8+git20221224-486"),
-    (1_413_245, "biosmem: physical memory map:"),
-    (1_417_975, "biosmem: 000000000000000000:00000000000009f000, available"),
-    (1_422_624, "biosmem: 00000000000009fc00:0000000000000a0000, reserved"),
-    (1_427_273, "biosmem: 0000000000000f0000:000000000000100000, reserved"),
-    (1_432_003, "biosmem: 000000000000100000:000000000001800000, available"),
-    (1_436_652, "biosmem: 0000000000ffff0000:000000000100000000, reserved"),
-    (1_440_410, "vm_page: page table size: 6128 entries (336k)"),
-    (1_444_492, "vm_page: DMA: pages: 4080 (15M), free: 3676 (14M)"),
-    (1_447_764, "vm_page: DMA: min:500 low:600 high:1000"),
-    (1_451_927, "vm_page: DIRECTMAP: pages: 2048 (8M), free: 0 (0M)"),
-    (1_455_685, "vm_page: DIRECTMAP: min:500 low:600 high:1000"),
+    (1_409_990, "GNU Mach 1.8+git20221224-486"),
+    (1_412_452, "biosmem: physical memory map:"),
+    (1_417_182, "biosmem: 000000000000000000:00000000000009f000, available"),
+    (1_421_831, "biosmem: 00000000000009fc00:0000000000000a0000, reserved"),
+    (1_426_480, "biosmem: 0000000000000f0000:000000000000100000, reserved"),
+    (1_431_210, "biosmem: 000000000000100000:000000000001800000, available"),
+    (1_435_859, "biosmem: 0000000000ffff0000:000000000100000000, reserved"),
+    (1_439_617, "vm_page: page table size: 6128 entries (336k)"),
+    (1_443_699, "vm_page: DMA: pages: 4080 (15M), free: 3676 (14M)"),
+    (1_446_971, "vm_page: DMA: min:500 low:600 high:1000"),
+    (1_451_134, "vm_page: DIRECTMAP: pages: 2048 (8M), free: 0 (0M)"),
+    (1_454_892, "vm_page: DIRECTMAP: min:500 low:600 high:1000"),
     # What it looks for is not on this CPU: the end that is expected.
-    (1_763_983, "panic ../i386/i386/fpu.c:244: init_fpu: No FPU!"),
+    (1_763_190, "panic ../i386/i386/fpu.c:244: init_fpu: No FPU!"),
 )
 BOUND_INSNS = 1_800_000
 
@@ -47,7 +47,7 @@ MAIN = 0xC100_00B0
 BANNER_BYTE = 0xC113_6263
 # FNINIT, and how many instructions come before it.
 FPU_TEST = 0xC100_6150
-AT_FPU_TEST = 1_758_988
+AT_FPU_TEST = 1_758_195
 PAGING = 1 << 31
 
 
@@ -117,7 +117,7 @@ def test_watchpoint_and_backtrace(path: Path) -> None:
         stop = gdb.go()
         assert stop["reason"] == "watchpoint-trigger"
         assert stop["value"] == {"old": "0 '\\000'", "new": "71 'G'"}
-        assert gdb.count() == 1_408_470
+        assert gdb.count() == 1_407_677
         assert gdb.frames() == [0xC103_8154, 0xC103_3160, 0xC103_3320, 0xC100_00B9, 0xC101_E457, 0xC100_0074]
         returned_to = gdb.frames()[1]
         gdb.go("finish")
