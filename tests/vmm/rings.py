@@ -171,6 +171,13 @@ def _slot(chance: random.Random, address: int) -> str:
                 f"mov dword ptr [{GDT + 8 * chance.choice((6, 13, 15)) + 4}], {pick((0x00CFF200, 0x00CF9A00))}",
                 f"mov edx, {chance.randrange(1, 9)}",
                 data and f"mov eax, {data}; mov ss, ax; nop",
+                f"ljmp {code:#x}, {near:#x}",
+                f"lcall {code:#x}, {near:#x}",
+                f"lcall {code:#x}, {near:#x}",
+                f"push {code}; push {near}; retf",
+                f"push {code}; push {near}; retf 8",
+                f"mov word ptr [{COUNTER + 0x44}], {code}; mov word ptr [{COUNTER + 0x40}], {near & 0xFFFF}",
+                f"lcall [{COUNTER + 0x40}]",
             )
         )
         or "nop"

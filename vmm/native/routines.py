@@ -17,7 +17,7 @@ from __future__ import annotations
 from machine.flags import AC, ID, IF, IOPL, NT, TF
 from machine.memory import PAGE_SHIFT
 from machine.state import DS, ES, FS, GS
-from vmm.native import realroutines
+from vmm.native import farroutines, realroutines
 from vmm.native.assembler import Assembler
 from vmm.native.crossings import emit_arrival, emit_interrupt, emit_iret, emit_sysenter, emit_sysexit
 from vmm.native.delivery import emit_delivery
@@ -91,6 +91,9 @@ def emit_routines(assembler: Assembler, callout: int, refusal: int, fault_exit: 
     _emit_load_cr3(begin("load cr3"))
     _emit_cpuid(begin("cpuid"))
     emit_fpu_routines(begin)
+    farroutines.emit_far_jump(begin("far jump"))
+    farroutines.emit_far_call(begin("far call"))
+    farroutines.emit_far_return(begin("far return"))
     realroutines.emit_far_jump(begin("real jump"))
     realroutines.emit_far_call(begin("real call"))
     realroutines.emit_far_return(begin("real return"))

@@ -21,7 +21,7 @@ from machine.instructions.operands import CONDITION_NAMES
 from machine.instructions.table import FPU_FEATURES
 from machine.state import MASK32
 from vmm.blocks import OPTIONS
-from vmm.native import flow, guest, narrow, narrowstrings, realmode, stack, straddling, strings, system
+from vmm.native import farflow, flow, guest, narrow, narrowstrings, stack, straddling, strings, system
 from vmm.native import soft as soft_forms
 from vmm.native.cache import TranslationCache
 from vmm.native.floating import FLOATING, TRANSFERS, emit_floating, emit_state, prepare_pointers
@@ -89,7 +89,7 @@ EMITTERS: dict[str, Emitter] = {
 
 NARROW_EMITTERS: dict[str, Emitter] = {
     **narrow.EMITTERS,
-    **realmode.EMITTERS,
+    **farflow.EMITTERS,
     **dict.fromkeys(_NOTHING, emit_nothing),
     **dict.fromkeys(_STRINGS, narrowstrings.emit_string),
 }
