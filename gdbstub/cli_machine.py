@@ -6,7 +6,6 @@ It must not know engines, nor where bytes of serial lines go.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from datetime import datetime
 
 from gdbstub import cli_cpu, cli_inputs
@@ -15,7 +14,6 @@ from guests import images
 from machine.devices.board import BoardOptions
 from machine.devices.rtc import START_DATE
 from machine.devices.uart import Output
-from machine.inputs import Input
 from machine.loaders.image import LoadOptions, parse_modules
 from machine.pc import MachineOptions
 
@@ -24,7 +22,6 @@ def machine_options(
     options: argparse.Namespace,
     serial: tuple[Output | None, Output | None] = (None, None),
     debugcon: Output | None = None,
-    record: Callable[[Input | None], None] | None = None,
 ) -> MachineOptions:
     """The machine that the options of `cli_options.add_guest_options` describe.
 
@@ -32,7 +29,6 @@ def machine_options(
         options: from the parser.
         serial: where COM1 and COM2 put their bytes.
         debugcon: where port E9h does.
-        record: told of each input.
 
     Raises:
         UsageError, ImageError: it cannot be.
@@ -66,7 +62,6 @@ def machine_options(
             ns_per_insn=options.ns_per_insn,
             symbols=symbols,
             replay=cli_inputs.read(options.replay) if options.replay else (),
-            record=record,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

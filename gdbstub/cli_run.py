@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
 
@@ -136,8 +136,9 @@ def build_target(options: argparse.Namespace, lines: Lines, stack: ExitStack) ->
     sinks = [*options.serial, *[Sink("stdio"), Sink("none")][len(options.serial) :]]
     serial = [lines.open(name, sink, takes_input=True) for name, sink in zip(_LINE_NAMES, sinks, strict=True)]
     try:
-        debugcon, record = lines.open("debugcon", options.debugcon), _recorder(options.record, stack)
-        made = machine_options(options, (serial[0], serial[1]), debugcon, record)
+        made = machine_options(options, (serial[0], serial[1]), lines.open("debugcon", options.debugcon))
+        # The file is emptied, and --replay may be the same one.
+        made = replace(made, record=_recorder(options.record, stack))
         machine = Machine(made, engine.factories, engine.name, engine.alu)
     except (ValueError, EngineError) as error:
         raise UsageError(str(error)) from error

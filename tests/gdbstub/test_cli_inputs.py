@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from gdbstub import cli_inputs
+from gdbstub import cli_inputs, cli_options
+from gdbstub.cli_engine import UsageError
+from gdbstub.cli_run import build_target
+from gdbstub.cli_serial import Lines
 from machine.inputs import Input, InputError, InputKind, header
+from tests import engine
 
 ENTRY = Input(7, InputKind.SERIAL, b"hello", 1)
 
@@ -46,3 +51,21 @@ def test_a_file_of_something_else_is_named(tmp_path: Path, content: bytes) -> No
     path.write_bytes(content)
     with pytest.raises(InputError, match="--replay"):
         cli_inputs.read(str(path))
+
+
+@pytest.mark.parametrize("replayed", ["inputs", "missing"])
+def test_a_file_to_replay_is_read_before_another_is_begun(tmp_path: Path, replayed: str) -> None:
+    """They may be the same one; and where none is read, nothing is lost."""
+    path = tmp_path / "inputs"
+    path.write_text(f"{header()}\n{ENTRY.line()}\n")
+    files = ["--record", str(path), "--replay", str(tmp_path / replayed)]
+    options = cli_options.parse(["run", "--serial", "none", *engine.words(), *files])
+    with ExitStack() as stack:
+        lines = stack.enter_context(Lines(pytest.fail))
+        if replayed == "missing":
+            with pytest.raises(UsageError, match=r"--replay .*missing"):
+                build_target(options, lines, stack)
+            assert ENTRY.line() in path.read_text()
+        else:
+            assert build_target(options, lines, stack).machine.options.replay == (ENTRY,)
+            assert path.read_text() == header() + "\n"
