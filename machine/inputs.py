@@ -69,7 +69,7 @@ def parse(lines: Iterable[str]) -> tuple[Input, ...]:
         try:
             fields = json.loads(line)
             entry = None if number == 1 else _entry(fields)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"line {number}: not an input ({error})") from error
         if entry is None:
             _check_header(fields)

@@ -18,17 +18,19 @@ from machine.cpu import AluSource, Cpu
 from machine.cpuid import P6_NO_FPU, CpuModel
 from machine.debug import DebugControl
 from machine.devices.board import Board, BoardOptions
+from machine.devices.ps2_keyboard import scan_codes
 from machine.devices.uart import Output
 from machine.disk import Disk, Media
 from machine.engine import Engine, EngineError
 from machine.fpu import FpuPort
 from machine.fpustate import FpuState
-from machine.inputs import Input, InputKind
+from machine.inputs import Input, InputError, InputKind
 from machine.lines import CpuLines
 from machine.loaders.detection import load
 from machine.loaders.image import LoadedImage, LoadOptions, c_string
 from machine.memory import PhysicalMemory
 from machine.snapshot import Snapshot
+from machine.state import STATE_LAYOUT
 
 EngineFactory = Callable[["Machine"], Engine]
 FpuFactory = Callable[[FpuState], FpuPort]
@@ -109,10 +111,13 @@ class Machine:
         Raises:
             ImageError: the image cannot be loaded.
             MemorySizeError, ValueError: the options make no PC, such as one whose FPU nothing computes for.
+            InputError: something cannot come in again.
             KeyError: there is no such engine.
         """
         if options.model.has_fpu and options.make_fpu is None:
             raise ValueError("the CPU model has an FPU, and nothing computes for it")
+        for entry in options.replay:
+            _check_input(entry)
         self.options = options
         self.debug = DebugControl()
         self._factories = dict(engines)
@@ -359,6 +364,17 @@ class Machine:
         except (OSError, ValueError):
             return None
         return path.absolute() if is_elf else None
+
+
+def _check_input(entry: Input) -> None:
+    where = f"the input at {entry.at_ns} ns"
+    if entry.kind is InputKind.TEXT:
+        try:
+            scan_codes(entry.data.decode())
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from error
+    elif entry.kind is InputKind.REGISTERS and len(entry.data) != STATE_LAYOUT.sizeof():
+        raise InputError(f"{where}: {len(entry.data)} bytes are not the registers, which are {STATE_LAYOUT.sizeof()}")
 
 
 def _board_options(options: MachineOptions, image: LoadedImage) -> BoardOptions:

@@ -98,9 +98,23 @@ def test_lines_and_inputs_are_each_other() -> None:
         ([header(), json.dumps({"ns": -1, "kind": "nmi", "index": 0, "data": ""})], "line 2: .*-1 is not a number"),
         ([header(), json.dumps({"ns": 1, "kind": "zork", "index": 0, "data": ""})], "line 2: .*zork"),
         ([header(), json.dumps({"ns": 1, "kind": "nmi", "index": 0, "data": "xyz"})], "line 2"),
+        ([header(), 100_000 * "["], "line 2: not an input"),
         ([header(), json.dumps({"ns": True, "kind": "nmi", "index": 0, "data": ""})], "line 2"),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_line(lines: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse(lines)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "message"),
+    [
+        (InputKind.TEXT, b"\xff", "at 7 ns: 'utf-8' codec"),
+        (InputKind.TEXT, "\N{SNOWMAN}".encode(), "at 7 ns: .*no key"),
+        (InputKind.REGISTERS, b"short", "at 7 ns: 5 bytes are not the registers"),
+    ],
+)
+def test_what_cannot_come_in_is_refused_before_the_run(kind: InputKind, data: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        demo(replay=(Input(7, kind, data),))
