@@ -81,16 +81,18 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     from difflib import get_close_matches
 
     name = word.partition("=")[0]
-    known = _long_options(options.command) if options.command in ("run", "gdb", "diff") else []
-    close = get_close_matches(name, known, n=1)
+    close = get_close_matches(name, _long_options(options.command), n=1)
     hint = f"; there is {close[0]}" if close else ""
     return Parser(prog=" ".join(names)).error(f"there is no option {name}{hint}")
 
 
-def _long_options(command: str) -> list[str]:
-    """The options of `run` and `gdb`, or of `diff`, by their long names, from where all of them are public."""
+def _long_options(command: str | None) -> list[str]:
+    """The options of `run`, `gdb` and `diff` by their long names, from where all of them are public; of others none."""
     parser = Parser()
-    (add_guest_options if command == "diff" else add_machine_options)(parser)
+    add = {"run": add_machine_options, "gdb": add_machine_options, "diff": add_diff_options}.get(command or "")
+    if add is None:
+        return []
+    add(parser)
     return sorted(set(re.findall(r"--[a-z-]+", parser.format_help())))
 
 
@@ -135,17 +137,7 @@ def build_parser() -> Parser:
         description=_DIFF,
         epilog="Try: trapgate diff interp bt (the demo kernel), trapgate diff bt trap-nested KERNEL --max-insns 50M.",
     )
-    diff.add_argument("first", metavar="A", help="an engine: bt, trap, trap-nested, hybrid, interp")
-    diff.add_argument("second", metavar="B", help="the one beside it")
-    add_guest_options(diff)
-    diff.add_argument(
-        "--max-insns", type=parse_count, default=DEFAULT_DIFF_INSNS, metavar="N",
-        help="how many instructions to compare (default 10M)",
-    )  # fmt: skip
-    diff.add_argument(
-        "--each", action="store_true", help="compare after each instruction, which is a thousand times slower"
-    )
-    diff.add_argument("--json", action="store_true", help="say as JSON how it ended")
+    add_diff_options(diff)
     doctor = commands.add_parser("doctor", help="say what this host offers, and what falls back", allow_abbrev=False)
     doctor.add_argument("--json", action="store_true", help="as JSON")
     return parser
@@ -222,6 +214,18 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--json-stats", metavar="FILE", help="write what the engine counted there at the end")
     add("-v", "--verbose", action="store_true", help="say on standard error who connects and what goes wrong")
+
+
+def add_diff_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `diff`: two engines, the guest, and how they are compared."""
+    add = parser.add_argument
+    add("first", metavar="A", help="an engine: bt, trap, trap-nested, hybrid, interp")
+    add("second", metavar="B", help="the one beside it")
+    add_guest_options(parser)
+    add("--max-insns", type=parse_count, default=DEFAULT_DIFF_INSNS, metavar="N",
+        help="how many instructions to compare (default 10M)")  # fmt: skip
+    add("--each", action="store_true", help="compare after each instruction, which is a thousand times slower")
+    add("--json", action="store_true", help="say as JSON how it ended")
 
 
 def parse_memory(text: str) -> int:
