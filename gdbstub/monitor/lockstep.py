@@ -32,7 +32,7 @@ def run_lockstep(guest: GuestTarget, words: list[str]) -> Iterator[str]:
         second, rest = take_engine(rest, machine.engine_names)
         each = rest[-1:] == [_EACH]
         numbers = rest[:-1] if each else rest
-        if len(words) < 2 or len(numbers) > 1:
+        if len(numbers) > 1:
             raise usage_error("lockstep")
         insns = parse_number(guest, numbers[0], "number of instructions") if numbers else DEFAULT_INSNS
         if insns < 1:
