@@ -19,6 +19,7 @@ from machine.alu import Alu
 from machine.clock import NEVER_ICOUNT
 from machine.cpu import Cpu
 from machine.debug import Stop, StopKind
+from machine.devices.board import BoardOptions
 from machine.engine import ExecutesUnits
 from machine.pc import EngineFactory, Machine, MachineOptions
 from machine.state import CS, MASK32, SEG_DB
@@ -120,10 +121,18 @@ Make = Callable[[], Sides]
 
 
 def machine_side(options: MachineOptions, factory: EngineFactory, alu: Alu | None = None) -> Side:
-    """A whole PC as one side; its serial ports and its debug console write into `Side.output`, and nowhere else."""
+    """A whole PC as one side: see `side_of`."""
+    return side_of(
+        options.board, lambda board: Machine(replace(options, board=board), {"engine": factory}, "engine", alu)
+    )
+
+
+def side_of(board: BoardOptions, make: Callable[[BoardOptions], Machine]) -> Side:
+    """A PC that is made with a board as one side; its serial ports and its debug console write into `Side.output`, and
+    nowhere else.
+    """
     output = bytearray()
-    board = replace(options.board, serial=(output.extend, output.extend), debugcon=output.extend)
-    machine = Machine(replace(options, board=board), {"engine": factory}, "engine", alu)
+    machine = make(replace(board, serial=(output.extend, output.extend), debugcon=output.extend))
     return Side(machine, output, machine.board.snapshot, machine.reset)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from functools import partial
 from random import Random
 from types import TracebackType
@@ -132,10 +131,7 @@ class Pair:
         return first, second
 
     def _side(self, start: Snapshot, engine: str) -> Side:
-        output = bytearray()
-        board = replace(self._machine.options.board, serial=(output.extend, output.extend), debugcon=output.extend)
-        machine = self._machine.twin(start, engine, board)
-        side = Side(machine, output, machine.board.snapshot, machine.reset)
+        side = lockstep.side_of(self._machine.options.board, partial(self._machine.twin, start, engine))
         if self._in_slices:
             side.slice_insns = SLICE_INSNS  # not by the clock: the search has to go the same way again
         return side
