@@ -50,7 +50,6 @@ MIN_BUDGET_INSNS = 32  # below that, entering the TC costs more than interpretin
 # code between two of them is shorter than that, as on the page of the stack, some are interpreted at once.
 SHORT_STRETCH_INSNS = 8
 GUARDED_INSNS = 48
-_NO_BUDGET = -1  # of a moment that never comes
 # Python 3.11 takes as long to look an enumeration's member up as for anything else at a port access.
 _FAULT, _CALLOUT, _PORT, _SOFT, _LINK = map(int, (Exit.FAULT, Exit.CALLOUT, Exit.PORT, Exit.SOFT, Exit.LINK))
 _HABITS = (Refusal.TRACE, Refusal.DEVICE, Refusal.TABLE, Refusal.VOLATILE)  # who faults so will do it again
@@ -289,7 +288,7 @@ class BinaryTranslator(ArrivingTranslator):
             return True
         self._registers.hand_over()
         quads[stateblock.BUDGET] = limit_icount - clock.icount
-        quads[stateblock.RESUME_BUDGET] = _NO_BUDGET
+        quads[stateblock.RESUME_BUDGET] = stateblock.NO_BUDGET
         self.ports.forget(block)
         cpu.repeating = False  # a REP under way goes on natively, or is interpreted again
         enter, adopt, tally = tc.enter, self._spaces.adopt, self.tally

@@ -148,7 +148,7 @@ class TranslationCache:
 
     def deliver_faults(self, wanted: bool) -> None:
         """Whether exceptions of the guest's at known sites go to their handlers without an exit."""
-        self.state.quads[stateblock.FAULT_FIRST] = self.host + _STUBS_BYTES if wanted else -1
+        self.state.quads[stateblock.FAULT_FIRST] = self.host + _STUBS_BYTES if wanted else stateblock.NOWHERE_FIRST
 
     @property
     def free_bytes(self) -> int:

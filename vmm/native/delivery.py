@@ -13,9 +13,7 @@ from machine.faults import Vector
 from vmm.native.crossings import emit_gate_entry
 from vmm.native.operands import EAX, ECX, R9D, R10, R15, RAX, Label, Memory, address
 from vmm.native.routine import Routine
-from vmm.native.stateblock import OFFSETS, field
-
-_NO_BUDGET = -1
+from vmm.native.stateblock import NO_BUDGET, OFFSETS, VECTORS, field
 
 
 def emit_delivery(writer: Routine, entry: Label) -> None:
@@ -44,9 +42,9 @@ def emit_delivery(writer: Routine, entry: Label) -> None:
     emit_gate_entry(writer, by_fault=True)
     emit("mov", field("delivery_budget"), R10)
     emit("lea", R10, address(R10, 1))
-    emit("mov", field("resume_budget"), _NO_BUDGET)
+    emit("mov", field("resume_budget"), NO_BUDGET)
     emit("mov", EAX, field("delivery_vector"))
-    emit("and", EAX, 31)
+    emit("and", EAX, VECTORS - 1)
     count = Memory(32, R15, RAX, 4, OFFSETS["deliveries"])
     emit("mov", ECX, count)
     emit("lea", ECX, Memory(0, ECX, displacement=1))

@@ -36,7 +36,7 @@ from vmm.native.operands import (
 )  # fmt: skip
 from vmm.native.routine import SAVED, Routine
 from vmm.native.softroutines import DIVIDES
-from vmm.native.stateblock import OFFSETS, SITE_BYTES, SITES, field, word
+from vmm.native.stateblock import NOWHERE_FIRST, OFFSETS, SITE_BYTES, SITES, field, word
 from vmm.native.walkroutine import emit_walk
 
 # An access that begins so far before the end of a page may reach into the next one, and fault there.
@@ -44,7 +44,6 @@ LONGEST_ACCESS_BYTES = 16
 _DIVIDE_TRAP, _PAGE_FAULT_TRAP = int(Vector.DE), int(Vector.PF)  # host and guest number them alike
 _RIP, _EIP, _UNDO, _LEFT = range(4)  # words of a site
 _ESP_BIT = 8
-_OFF = -1  # of `fault_first`
 
 
 def site_index(offset: int) -> int:
@@ -132,7 +131,7 @@ def emit_soft_fault(writer: Routine, soft_exit: int, page_fault: Label, divide_e
         divide_error: the same with no error code.
     """
     emit = writer.emit
-    emit("cmp", field("fault_first"), _OFF)
+    emit("cmp", field("fault_first"), NOWHERE_FIRST)
     emit("je", writer.failed)
     emit("mov", RAX, field("routine_return"))
     _emit_look_up(writer.asm, writer.failed)

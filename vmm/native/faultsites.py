@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from vmm.native.adaptation import SITE_FAULTS, SOFT_FAULTS
 from vmm.native.faultroutine import site, site_index
 from vmm.native.fragments import Fragment
-from vmm.native.stateblock import DELIVERIES, SITE_BYTES, SITES_AT, StateBlock
+from vmm.native.stateblock import DELIVERIES, SITE_BYTES, SITES_AT, VECTORS, StateBlock
 
-_VECTORS = 32
 _COUNTED = 4096
 MOST = 0x7FFF_FFFF
 
@@ -68,7 +67,7 @@ class FaultSites:
     def take_deliveries(self, exceptions: dict[int, int]) -> None:
         """Add to `exceptions`, by vector, what was delivered since it was last asked."""
         words = self.block.words
-        for vector in range(_VECTORS):
+        for vector in range(VECTORS):
             count = words[DELIVERIES + vector]
             if count:
                 words[DELIVERIES + vector] = 0

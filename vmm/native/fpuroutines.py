@@ -26,7 +26,7 @@ from machine.fpustate import (
     XMM,
 )
 from machine.memory import PAGE_BYTES
-from machine.state import CR0_TS
+from machine.state import CR0_TS, MASK32
 from vmm.native.operands import EAX, ECX, EDX, R8, R9D, RAX, Label, Memory, dword
 from vmm.native.routine import Routine, linear
 from vmm.native.stateblock import field
@@ -35,14 +35,13 @@ from vmm.native.stateblock import field
 _FROM_PAGE, _TO_PAGE = b"\x0f\x10\x80", b"\x0f\x11\x80"
 _FROM_GUEST, _TO_GUEST = b"\x65\x67\x41\x0f\x10\x81", b"\x65\x67\x41\x0f\x11\x81"
 _XMM_BYTES = 16
-_MASK32 = 0xFFFF_FFFF
 _FOP_MASK = 0x7FF
 _SELECTOR_MASK = 0xFFFF
 # Where an image has a pointer, its field in the state block, and the bits that it has.
 _POINTERS = (
-    (8, "fpu_ip", _MASK32),
+    (8, "fpu_ip", MASK32),
     (12, "fpu_cs", _SELECTOR_MASK),
-    (16, "fpu_dp", _MASK32),
+    (16, "fpu_dp", MASK32),
     (20, "fpu_ds", _SELECTOR_MASK),
 )
 _TAGS_AND_OPCODE = 4  # the doubleword with the tags in byte 0, and FOP in the upper half
@@ -123,7 +122,7 @@ def _emit_fxrstor(writer: Routine) -> None:
     emit("or", ECX, EDX)
     emit("mov", RAX, field("fpu_page"))
     emit("mov", EDX, linear(R9D, MXCSR))
-    emit("and", EDX, _MASK32 & ~MXCSR_WRITABLE)
+    emit("and", EDX, MASK32 & ~MXCSR_WRITABLE)
     writer.unless("e")
     for at in range(0, REGISTERS_BYTES, _XMM_BYTES):
         _move(writer, _FROM_GUEST, at)
@@ -132,7 +131,7 @@ def _emit_fxrstor(writer: Routine) -> None:
     emit("fxrstor", Memory(0, RAX))
     for at, name, mask in _POINTERS:
         emit("mov", ECX, linear(R9D, at))
-        if mask != _MASK32:
+        if mask != MASK32:
             emit("and", ECX, mask)
         emit("mov", field(name), ECX)
     emit("mov", ECX, linear(R9D, _TAGS_AND_OPCODE))
@@ -149,7 +148,7 @@ def _emit_ldmxcsr(writer: Routine) -> None:
     emit("mov", field("routine_return"), R8)
     emit("mov", ECX, linear(R9D))
     emit("mov", EDX, ECX)
-    emit("and", EDX, _MASK32 & ~MXCSR_WRITABLE)
+    emit("and", EDX, MASK32 & ~MXCSR_WRITABLE)
     writer.unless("e")
     emit("mov", field("parked"), ECX)
     emit("ldmxcsr", field("parked"))
@@ -178,7 +177,7 @@ def _emit_clts(writer: Routine) -> None:
     """The registers have been loaded, if they may be used but for TS."""
     emit = writer.emit
     emit("mov", field("routine_return"), R8)
-    emit("and", field("cr0"), _MASK32 & ~CR0_TS)
+    emit("and", field("cr0"), MASK32 & ~CR0_TS)
     _open_gates(writer)
     writer.succeed()
 
@@ -190,7 +189,7 @@ def _emit_load_cr0(writer: Routine) -> None:
     emit("mov", EAX, R9D)
     emit("mov", ECX, field("cr0"))
     emit("xor", EAX, ECX)
-    emit("and", EAX, _MASK32 & ~CR0_TS)
+    emit("and", EAX, MASK32 & ~CR0_TS)
     writer.unless("e")
     emit("mov", field("cr0"), R9D)
     emit("and", R9D, CR0_TS)

@@ -37,11 +37,6 @@ class Register:
         """The number in the encoding, 0 to 15."""
         return self.number + 4 if self.high else self.number
 
-    @property
-    def low32(self) -> Register:
-        """The 32-bit register that this one is a part or an extension of."""
-        return Register(self.number, 32)
-
 
 class Memory(NamedTuple):
     """A memory operand: `[segment: base + index * scale + displacement]`.

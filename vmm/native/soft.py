@@ -55,9 +55,7 @@ def operand(draft: Draft, instruction: Instruction) -> Memory | None:
     if segment == CS and write:
         return None
     segmented.emit_offset(draft, instruction)
-    if not draft.mode.is_flat(segment):
-        segmented.check_bound(draft, segment, size_bytes, write=write)
-        segmented.add_base(draft, segment)
+    segmented.at_offset(draft, segment, size_bytes, write=write)
     emit = draft.asm.emit
     emit("mov", R9D, R8D)
     emit("mov", field("soft_last"), size_bytes - 1)

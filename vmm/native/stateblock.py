@@ -18,6 +18,7 @@ REAL_SHIFTS = (4, 8)  # a selector is found by the sum of its digits, roughly: m
 PORT_STORE = 8
 SITES = 128  # a power of two
 SITE_BYTES = 16
+VECTORS = 32  # of exceptions; a power of two
 
 # Name and size in bytes, in order; each field is aligned to its size.
 _FIELDS = (
@@ -127,7 +128,7 @@ _FIELDS = (
     ("delivery_code", 4),
     ("delivery_linear", 4),
     ("delivery_budget", 8),  # what was left of the budget after the last one's instruction was charged;
-    ("deliveries", 32 * 4),  # how often, by vector, since Python last looked
+    ("deliveries", VECTORS * 4),  # how often, by vector, since Python last looked
     ("ram_view", 8),  # host address of the flat view of RAM
     ("ram_limit", 4),  # size of RAM in bytes, or 0 if the view is not to be looked at
     ("walk_access", 4),  # scratch of the page-table walk: PF_WRITE and PF_USER
@@ -261,6 +262,7 @@ KERNEL_SPACE = OFFSETS["kernel_space"] // 8
 USER_SPACE = OFFSETS["user_space"] // 8
 INTERRUPT_FLAG_BEFORE = OFFSETS["interrupt_flag_before"] // 4
 RESUME_BUDGET = OFFSETS["resume_budget"] // 8
+NO_BUDGET = -1  # of a moment that never comes
 CPUID = OFFSETS["cpuid"] // 4
 PORT = OFFSETS["port"] // 4
 PORT_ACCESS = OFFSETS["port_access"] // 4
@@ -278,6 +280,7 @@ ROUTINE_NEXT = OFFSETS["routine_next"] // 4
 CR2 = OFFSETS["cr2"] // 4
 SITES_AT = OFFSETS["sites"] // 4
 FAULT_FIRST = OFFSETS["fault_first"] // 8
+NOWHERE_FIRST = -1
 DELIVERIES = OFFSETS["deliveries"] // 4
 ADDRESS_SPACES_AT = OFFSETS["address_spaces"] // 8
 REAL_SPACES_AT = OFFSETS["real_spaces"] // 8

@@ -222,7 +222,6 @@ _STUBS = (
     Form("mov", "ecx, dword [rax+imm]", "x87 pointers in", needs=_IN_PAGE, stub=True),
     *(Form("movups", f"xmm, {place}", "registers in an image", needs=_IN_PAGE, stub=True) for place in _PLACES),
     *(Form("movups", f"{place}, xmm", "registers in an image", needs=_IN_PAGE, stub=True) for place in _PLACES),
-    Form("cmp", "state, imm", "whether to", stub=True),
     Form("stmxcsr fnstcw ldmxcsr fldcw", "state", "the control words of the caller in C", stub=True),
     Form("fninit", "", "the caller in C wants an empty stack", stub=True),
     Form("mov", "rax, qword [state.window]", "for WRGSBASE", gives={"rax": WINDOW}, stub=True),
