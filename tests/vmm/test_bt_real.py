@@ -241,6 +241,18 @@ def test_the_fragments_for_a_byte_of_a_segment() -> None:
         assert [fragment.eip for fragment in engine.translations().covering(0x2_0080 + 0x102)] == [0x102]
 
 
+def test_a_stack_in_the_page_of_the_code() -> None:
+    """The push of a far CALL makes the page data, so that the CALL's own block is forgotten while it is executed."""
+
+    def prepare_other_code(bare: Bare) -> None:
+        prepare(bare)
+        place(bare, 0, 0x100, "not dx\nretf")  # at the same offset in the segment that the CALL leaves
+
+    source = f"mov sp, {ORIGIN + 0x800:#x}\n1: lcall 0x2000, 0x100\ninc cx\njmp 1b"
+    with Twins(source, prepare_other_code, make_guest=real) as twins:
+        twins.run(4000, STEPS)
+
+
 def test_code_of_a_segment_is_written_to() -> None:
     source = """
         1: lcall 0x2000, 0x100
