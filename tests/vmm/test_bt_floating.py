@@ -11,7 +11,7 @@ from machine.cpuid import P6_NO_FPU
 from machine.debug import StopKind
 from machine.faults import Vector
 from machine.fpustate import FDP, FIP
-from machine.state import CR0_NE, CR4_OSFXSR, CR4_OSXMMEXCPT, EAX, ECX
+from machine.state import CR0_NE, CR4_OSFXSR, CR4_OSXMMEXCPT, EAX, ECX, EDI, FS, GS, MASK32
 from tests.oracles.assembler import assemble
 from tests.vmm.bare import ORIGIN, Bare, map_low_memory, set_handler, set_page
 from tests.vmm.float_streams import give_fpu
@@ -347,3 +347,74 @@ def test_an_instruction_that_lies_in_two_pages(instruction: str) -> None:
 
         with Twins(f"movsd xmm0, [{DATA}]\n1: call {at}\nmovsd [0x20200], xmm0\njmp 1b", prepare) as twins:
             twins.run(300, (33, 4))
+
+
+def with_segments(bare: Bare) -> None:
+    """FS with a base and a limit, GS that may be read only."""
+    floating(bare)
+    bare.state.segments[FS].load(0x18, DATA - 0x1000, 0x11FF, 0x493)
+    bare.state.segments[GS].load(0x20, DATA, MASK32, 0xC91)
+    set_handler(bare, 13, skipping_with_code(8))
+
+
+def skipping_with_code(length: int) -> bytes:
+    """A handler with error code that goes on behind an instruction of so many bytes, and counts in EDI."""
+    return assemble(f"inc edi\nadd esp, 4\nadd dword ptr [esp], {length}\niretd")
+
+
+def test_operands_in_segments_with_bases() -> None:
+    source = """
+        mov ecx, 100
+    1:  fld qword ptr fs:[0x1008]
+        fmul qword ptr gs:[ecx * 8]
+        movsd xmm0, fs:[ecx + 0x1000]
+        movupd xmm1, gs:[0x20]
+        addpd xmm1, xmm0
+        movupd fs:[0x1100], xmm1
+        fstp qword ptr fs:[0x1110]
+        fild dword ptr cs:[0x1000]
+        fistp dword ptr fs:[0x1118]
+        stmxcsr fs:[0x1120]
+        ldmxcsr fs:[0x1120]
+        fxsave fs:[0x0e00]
+        mov eax, 5
+        fxrstor fs:[0x0e00]
+        dec ecx
+        jnz 1b
+        hlt
+    """
+    with Twins(source, with_segments) as twins:
+        twins.run(400, (170, 3))
+        before = twins.count("callouts")
+        twins.run(1000)
+        assert twins.count("callouts") == before
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        "fld qword ptr fs:[0x11f9]",
+        "movsd xmm1, fs:[eax + 0x11fa]",
+        "fstp qword ptr gs:[8]",
+        "movupd gs:[ebx], xmm0",
+        "fadd dword ptr fs:[0xfffffffe]",
+        "fxsave fs:[0x1010]",
+        "movq fs:[ecx], mm0",
+    ],
+)
+def test_operands_beyond_limits_and_rights(access: str) -> None:
+    """#GP of the instruction, which has changed nothing; prefixes make each of them eight bytes long."""
+    length = len(assemble(access))
+    source = f"""
+        mov ecx, 0x1300
+    1:  fld qword ptr [{DATA}]
+        .skip {8 - length}, 0x3e
+        {access}
+        ffree st(0)
+        fincstp
+        inc esi
+        jmp 1b
+    """
+    with Twins(source, with_segments) as twins:
+        twins.run(300, (90, 2))
+        assert twins.reference.state.gpr[EDI] > 10

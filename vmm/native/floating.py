@@ -28,8 +28,7 @@ from iced_x86 import (
 from machine.instructions import fpu as x87
 from machine.instructions import simd
 from machine.instructions.operands import CONDITION_NAMES
-from machine.state import CS, DS, ES, SS
-from vmm.native import guest
+from vmm.native import guest, segmented
 from vmm.native.fpupointers import LastInstruction, LastOperand
 from vmm.native.ident import IDENT
 from vmm.native.operands import R9, R9D, Memory, dword
@@ -74,15 +73,14 @@ _HOST_32: Final = (
     Register.R15D,
 )  # fmt: skip
 _factory: Final = InstructionInfoFactory()
-_SEGMENTS: Final = {Register.ES: ES, Register.CS: CS, Register.SS: SS, Register.DS: DS}
 
 
 def emit_floating(draft: Draft, instruction: Instruction, name: str) -> bool:
     """The gate, if this TU has not passed it yet; the instruction; what is known of the pointers that it leaves."""
-    operand = None
+    offset = operand = None
     if guest.has_memory(instruction):
-        operand = guest.memory(instruction)
-        if operand is None:
+        offset, operand = guest.memory(instruction), _in_window(draft, instruction)
+        if offset is None or operand is None:
             return False
     code = encode(instruction, operand)
     if name not in _UNGATED:
@@ -90,16 +88,21 @@ def emit_floating(draft: Draft, instruction: Instruction, name: str) -> bool:
     draft.asm.raw(code)
     if name in x87.COMPUTED:
         last = LastInstruction(instruction.ip32, x87.opcode_of(instruction))
-        place = None if operand is None else LastOperand(operand, _SEGMENTS[instruction.memory_segment])
+        place = None if offset is None else LastOperand(offset, guest.segment_number(instruction.memory_segment))
         draft.pointers.note(len(draft.hosts) - 1, last, place)
     return True
+
+
+def _in_window(draft: Draft, instruction: Instruction) -> Memory | None:
+    """The memory operand; it may use R8, and R9 is lost, if its segment is not flat."""
+    return guest.memory(instruction) if guest.is_flat(instruction) else segmented.operand(draft, instruction)
 
 
 def emit_state(draft: Draft, instruction: Instruction) -> bool:
     """FXSAVE, FXRSTOR, LDMXCSR and FNINIT: the gate, and a routine."""
     name = TRANSFERS[instruction.mnemonic]
     if instruction.op_count:
-        place = guest.memory(instruction) if guest.is_flat(instruction) else None
+        place = _in_window(draft, instruction)
         if place is None:
             return False
     _emit_gate(draft, "fpu_gate" if name == "fninit" else "sse_gate")

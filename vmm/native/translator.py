@@ -226,8 +226,7 @@ def _emit(
     if draft.beyond:
         straddling.emit_check(draft, instruction.ip32, draft.beyond)
     if row.mnemonic in FLOATING and not FPU_FEATURES.isdisjoint(features):
-        is_plain = draft.mode.is_plain and guest.is_flat(instruction)
-        emitted = is_plain and emit_floating(draft, instruction, row.mnemonic)
+        emitted = draft.mode.is_plain and emit_floating(draft, instruction, row.mnemonic)
     else:
         emitted = _emit_row(draft, instruction, row.mnemonic, row.effect, data, decoder)
     if emitted:
