@@ -11,7 +11,7 @@ from abc import abstractmethod
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop
 from machine.faults import GuestFault, SoftwareInterrupt
-from machine.flags import RF, TF, VM
+from machine.flags import IF, RF, TF, VM
 from machine.state import MASK32
 from vmm.native import stateblock
 from vmm.native.cache import Exit, TranslationCache
@@ -82,10 +82,11 @@ class ArrivingTranslator(WatchedTranslator):
 
     def _execute(self, until_icount: int, *, skip_breakpoint: bool) -> Stop | None:
         self._may_put_off = True
-        vector = self._arriving
+        vector, clock = self._arriving, self._cpu.clock
         if vector is None:
+            if self._cpu.repeating and self._cpu.state.eflags & IF and self._pending() & stateblock.PENDING_INTERRUPT:
+                until_icount = min(until_icount, clock.icount + 1)  # it comes as soon as the REP is done
             return super()._execute(until_icount, skip_breakpoint=skip_breakpoint)
-        clock = self._cpu.clock
         limit_icount = min(until_icount, clock.deadline_icount)
         mode = self._spaces.modes.current()
         stop = None

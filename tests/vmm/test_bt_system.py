@@ -105,6 +105,35 @@ def test_polling_a_port_while_an_interrupt_waits_that_is_disabled(monkeypatch: p
         assert 5 < entered < 200
 
 
+def test_an_interrupt_that_comes_in_the_midst_of_a_rep() -> None:
+    """From a key, say: it waits until the REP is done, and no longer."""
+
+    def prepare(bare: Bare) -> None:
+        map_low_memory(bare)
+        Timer(bare)
+        set_handler(bare, 0x20, assemble("add ebp, ecx\nadd esi, [esp]\nrol ebp, 3\niretd"))
+
+    source = """
+        sti
+        1: mov ecx, 100
+        mov edi, 0x30000
+        rep stosb
+        mov edx, 50
+        2: inc ebx
+        dec edx
+        jnz 2b
+        jmp 1b
+    """
+    with Twins(source, prepare) as twins:
+        twins.run(1000)
+        for _ in range(3):
+            while not twins.reference.cpu.repeating:
+                twins.each(lambda bare: bare.engine.step())
+            twins.each(lambda bare: bare.lines.set_intr(True))
+            twins.run(40)
+            twins.run(500)
+
+
 class TestAddressSpaces:
     """Two page directories that differ in one page of data, or in one page of code."""
 
