@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from machine.state import CR4_PAE, CR4_PSE, EBX, EDX, ESI
@@ -96,6 +98,17 @@ class TestSharing:
             assert first >= CODE_PAGES
             twins.run(2 * VISIT_INSNS, STEPS)
             assert misses(twins) - first < 8
+
+    def test_a_process_that_may_open_no_more_files(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Everybody goes on alone."""
+
+        def refuse(_name: str) -> int:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        with Twins(visit(""), prepare_spaces) as twins:
+            monkeypatch.setattr("os.memfd_create", refuse)
+            twins.run(2 * VISIT_INSNS, STEPS)
+            assert misses(twins) >= SPACES * CODE_PAGES
 
     def test_only_where_the_entry_is_the_same(self) -> None:
         with Twins(visit(""), lambda bare: prepare_spaces(bare, second=(1, 4))) as twins:

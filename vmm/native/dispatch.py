@@ -26,6 +26,9 @@ class Slice:
         first_page: number of its first page in guest addresses.
         page_count: how many pages it is for.
         entries: what was set.
+
+    Raises:
+        OSError: the process may open no more files.
     """
 
     first_page: int

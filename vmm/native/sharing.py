@@ -80,13 +80,16 @@ class Sharing:
             common = self._common[key] = _Common()
         space.shared[region.first_page >> space.table.slice_shift] = key
         common.spaces[space] = region
-        if common.slice is None and len(common.spaces) > 1 and self._slices < MAX_SLICES:
-            common.slice = Slice(region.first_page, region.page_count)
+        if common.slice is not None:
+            self._attach(space, common)
+        elif len(common.spaces) > 1 and self._slices < MAX_SLICES:
+            try:
+                common.slice = Slice(region.first_page, region.page_count)
+            except OSError:  # the process has as many files open as it may
+                return
             self._slices += 1
             for each in list(common.spaces):
                 self._attach(each, common)
-        elif common.slice is not None:
-            self._attach(space, common)
 
     def _attach(self, space: Space, common: _Common) -> None:
         """Have the slice, if the host has room for it; else the space goes on alone."""
