@@ -93,14 +93,6 @@ class PhysicalMemory:
         self.ram.close()
         self._close_descriptor()
 
-    def clear(self) -> None:
-        """Zero RAM and memory of devices, and unload ROM, as after power-up; device windows stay."""
-        os.ftruncate(self.ram_fd, 0)
-        os.ftruncate(self.ram_fd, self.ram_bytes)
-        self.page_flags[:] = bytes(len(self.page_flags))
-        self._rom_first = HOLE_LAST + 1
-        self._map_hole()
-
     def used_extents(self) -> Iterator[tuple[int, int]]:
         """The parts of `ram` that somebody has touched, each as first byte and end; the rest is a hole, and zero.
 
@@ -244,14 +236,6 @@ class PhysicalMemory:
                     device.store(physical - first, size_bytes, value)
                     return
 
-    def store_at(self, at: int, size_bytes: int, value: int) -> None:
-        """Write 1, 2 or 4 bytes that lie in one page, at an offset in `ram` as `ram_address` returns it."""
-        flags = self.page_flags[at >> PAGE_SHIFT]
-        if flags:
-            self._write_flagged(at, value.to_bytes(size_bytes, "little"), flags)
-        else:
-            self.ram8[at : at + size_bytes] = value.to_bytes(size_bytes, "little")
-
     def write_at(self, at: int, data: bytes) -> None:
         """Write bytes that lie in one page, at an offset in `ram` as `ram_address` returns it."""
         flags = self.page_flags[at >> PAGE_SHIFT]
@@ -297,10 +281,8 @@ class PhysicalMemory:
             if at < 0:
                 for i, byte in enumerate(chunk):
                     self.store(physical + i, 1, byte)
-            elif self.page_flags[at >> PAGE_SHIFT]:
-                self._write_flagged(at, chunk, self.page_flags[at >> PAGE_SHIFT])
             else:
-                self.ram8[at : at + count] = chunk
+                self.write_at(at, chunk)
             physical += count
             done += count
 

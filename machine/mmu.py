@@ -250,7 +250,7 @@ class Mmu:
         if first_bytes >= size_bytes <= 4 and self.before_access is None:
             delta = self._traced[user].get(linear >> PAGE_SHIFT)
             if delta is not None:
-                memory.store_at(linear + delta, size_bytes, value)
+                memory.write_at(linear + delta, value.to_bytes(size_bytes, "little"))
                 return
         physical = self.translate(linear, write=True, user=user)
         if first_bytes >= size_bytes:
