@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import pytest
@@ -398,3 +399,15 @@ class TestPhysical:
     def test_impossible_sizes_are_refused(self, size: int) -> None:
         with pytest.raises(MemorySizeError, match="RAM size"):
             PhysicalMemory(size)
+
+
+def test_only_what_was_touched_is_in_use() -> None:
+    """Holes of the file are not read, so that they stay holes."""
+    memory = PhysicalMemory(16 << 20)
+    memory.write((5 << 20) + 0x1000, b"here")
+    blocks = os.fstat(memory.ram_fd).st_blocks
+    extents = list(memory.used_extents())
+    assert [first for first, _ in extents] == [(5 << 20) + 0x1000]
+    assert memory.ram[slice(*extents[0])].startswith(b"here")
+    assert os.fstat(memory.ram_fd).st_blocks == blocks
+    memory.close()

@@ -10,11 +10,10 @@ Virtual time goes on by the nanoseconds that pass on the host while the guest ru
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop, StopKind
@@ -189,11 +188,11 @@ class KvmEngine(Interpreter):
         memory = self._cpu.memory
         found: set[int] = set()
         room_bytes = _SCAN_BYTES
-        for first, data in memory_in_use(memory.ram_fd, memory.ram_bytes):
-            room_bytes -= len(data)
+        for first, end in memory.used_extents():
+            room_bytes -= end - first
             if room_bytes < 0:
                 return None
-            found.update(first + match.start() for match in _MOV_TO_CR0.finditer(data))
+            found.update(first + match.start() for match in _MOV_TO_CR0.finditer(memory.ram8[first:end]))
             if len(found) > REGISTERS:
                 break
         return frozenset(found)
@@ -343,16 +342,3 @@ class KvmEngine(Interpreter):
         self._replaying = True
         self._burst_end = cpu.clock.icount + 1
         return None
-
-
-def memory_in_use(fd: int, size_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """The parts of a memfd that hold data, each with its offset; holes are not read, so that they stay holes."""
-    at = 0
-    while at < size_bytes:
-        try:
-            at = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: nothing but a hole is left
-            break
-        end = os.lseek(fd, at, os.SEEK_HOLE)
-        yield at, os.pread(fd, end - at, at)
-        at = end

@@ -18,7 +18,6 @@ from tests.vmm.trap.kvm import open_files
 from vmm.trap.exits import ExitCounters
 from vmm.trap.kick import KICK_SIGNAL, Kick
 from vmm.trap.kvm import EVENTS, REGS, SREGS, KvmError, Vm
-from vmm.trap.kvm_engine import memory_in_use
 from vmm.trap.kvmcounters import read_counters
 from vmm.trap.kvmdebug import plan
 from vmm.trap.kvmfacts import KvmFacts
@@ -201,20 +200,6 @@ def test_counters() -> None:
 def test_facts_in_words() -> None:
     assert ALL.describe() == "complete; 1e+03 million instructions a second in a short loop"
     assert replace(ALL, paging=False, fpu=False).describe().startswith("lacks 32-bit paging, x87; ")
-
-
-def test_only_what_holds_data_is_read() -> None:
-    fd = os.memfd_create("test")
-    try:
-        os.ftruncate(fd, 16 * MIB)
-        os.pwrite(fd, b"here", 5 * MIB + 4096)
-        blocks_before = os.fstat(fd).st_blocks
-        parts = list(memory_in_use(fd, 16 * MIB))
-        assert [at for at, _ in parts] == [5 * MIB + 4096]
-        assert parts[0][1].startswith(b"here")
-        assert os.fstat(fd).st_blocks == blocks_before
-    finally:
-        os.close(fd)
 
 
 def test_the_kernels_counters() -> None:
