@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from machine.engine import ExitCount
 
-MAX_SITES = 1 << 16  # addresses that are told apart
+# A guest may look for devices everywhere.
+MAX_REASONS = 1 << 12  # ports and pages that are told apart
+MAX_SITES = 1 << 16  # addresses that are
 
 
 class ExitCounters:
@@ -23,7 +25,9 @@ class ExitCounters:
         self._times_ns: dict[str, int] = {}
 
     def note(self, reason: str, took_ns: int, eip: int | None = None) -> None:
-        """One more exit; at `eip`, if addresses are told apart."""
+        """One more exit; at `eip`, if addresses are told apart. A port or page is the last word of a reason."""
+        if reason not in self._counts and len(self._counts) >= MAX_REASONS:
+            reason = f"{reason.rpartition(' ')[0]} elsewhere" if "0x" in reason else reason
         if eip is not None:
             site = self._sites.get(eip)
             if site is not None:

@@ -197,6 +197,20 @@ def test_counters() -> None:
     assert (counters.total, counters.total_ns) == (3, 111)
 
 
+def test_counters_of_a_guest_that_looks_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmm.trap.exits.MAX_REASONS", 3)
+    counters = ExitCounters()
+    for port in range(5):
+        counters.note(f"IN from {port:#06x}", 1)
+    counters.note("IN from 0x0001", 1)
+    counters.note("NPF read 0xe0000000", 1)
+    counters.note("HLT", 1)
+    assert counters.counts() == {
+        "IN from 0x0000": 1, "IN from 0x0001": 2, "IN from 0x0002": 1, "IN from elsewhere": 2,
+        "NPF read elsewhere": 1, "HLT": 1,
+    }  # fmt: skip
+
+
 def test_facts_in_words() -> None:
     assert ALL.describe() == "complete; 1e+03 million instructions a second in a short loop"
     assert replace(ALL, paging=False, fpu=False).describe().startswith("lacks 32-bit paging, x87; ")
