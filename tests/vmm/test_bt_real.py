@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 
@@ -339,7 +340,7 @@ def test_pops_at_the_ends_of_the_stack(work: str, limit: int) -> None:
     with Twins(f"mov cx, 3\n1: loop 1b\n{work}", lambda bare: prepare_stack(bare, limit), make_guest=real) as twins:
         for sp in (*range(0x7FF8, 0x8000), *range(0xFFF8, 0x1_0000)) if limit > 0x7FFF else range(0x7FF4, 0x7FFE):
             for _ in range(3):
-                twins.each(lambda bare, sp=sp: go(bare, sp))  # type: ignore[misc]
+                twins.each(partial(go, sp=sp))
                 twins.run(6)
 
 

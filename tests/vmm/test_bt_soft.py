@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -647,7 +648,7 @@ class TestFromOutside:
             twins.run(3000, STEPS)
             for turn in range(20):
                 twins.run(200 + turn)
-                twins.each(lambda bare, turn=turn: set_page(bare, PAGE, FRAMES[turn & 3] | 7))  # type: ignore[misc]
+                twins.each(partial(set_page, linear=PAGE, entry=FRAMES[turn & 3] | 7))
                 twins.each(lambda bare: bare.memory.store(PAGE_DIRECTORY, 4, PAGE_TABLE | 7))
             assert twins.count("soft forms") == 3
 
@@ -656,9 +657,9 @@ class TestFromOutside:
         with Twins(thrash(f"add [{PAGE:#x}], ecx\nmov edx, [{PAGE + 4:#x}]"), map_low_memory) as twins:
             twins.run(3000, STEPS)
             assert twins.count("soft forms") == 3
+            watch = Watchpoint(place, 4, on_read=False, on_write=True)
             for _ in range(3):
-                watch = Watchpoint(place, 4, on_read=False, on_write=True)
-                twins.each(lambda bare, watch=watch: bare.debug.set_watchpoints(frozenset({watch})))  # type: ignore[misc]
+                twins.each(lambda bare: bare.debug.set_watchpoints(frozenset({watch})))
                 for _ in range(5):
                     stop = twins.run(100)
                     assert stop is not None

@@ -2,10 +2,11 @@
 
 Each finds a linear address in R9D, in R8 the host address to go on at, and in the state block how long the access is;
 it leaves the offset in RAM in R9D, and the guest's registers and flags alone. They cache nothing, so nothing of theirs
-can be stale. What is not plain ends in an exit with everything as before, the address in `soft_linear`: a true page
-fault, an address that is not in RAM, an access that straddles two pages, an A bit of an upper entry that is to be set,
-a write to a page that somebody watches. Of such writes only one goes on: to an entry in a page table that nothing
-depends on. They must not know which instruction they are for.
+can be stale. What is not plain goes to `faultroutine` with everything as before, the address in `soft_linear`: a true
+page fault, an address that is not in RAM, an access that straddles two pages, an A bit of an upper entry that is to be
+set, a write to a page that somebody watches. Of such writes only one goes on: to an entry in a page table that nothing
+depends on. Two more routines find a divisor in R9D, and go there before a division that faults for it. They must not
+know which instruction they are for.
 
 Source: SDM Vol. 3A, "32-Bit Paging", "PAE Paging" and "Accessed and Dirty Flags".
 """
