@@ -8,17 +8,15 @@ import pytest
 
 from machine.faults import Vector
 from machine.fpustate import MXCSR
-from machine.state import CR0_NE, CR0_TS, CR4_OSFXSR, CR4_OSXMMEXCPT, EBX, EDX, ESI
+from machine.state import CR0_TS, CR4_OSFXSR, EBX, EDX, ESI
 from tests.oracles.assembler import assemble
-from tests.vmm.bare import Bare, map_low_memory, set_handler, set_page
-from tests.vmm.float_streams import give_fpu
+from tests.vmm.bare import Bare, set_handler, set_page
+from tests.vmm.test_bt_floating import DATA, HIDDEN, floating
 from tests.vmm.twins import Twins
 
 pytestmark = pytest.mark.usefixtures("other_engine")
 
-DATA = 0x2_0000
 AREA = 0x2_2000
-HIDDEN = 0x3_0000
 IMAGES = 0x4_0000
 COUNT = 32
 IMAGE_BYTES = 512
@@ -34,15 +32,9 @@ def skip(bytes_: int, *, error_code: bool) -> bytes:
     return assemble(f"{'add esp, 4' if error_code else 'nop'}\nadd dword ptr [esp], {bytes_}\ninc ebx\niretd")
 
 
-def floating(bare: Bare) -> None:
-    """An FPU, pages of which HIDDEN is not there, images with all kinds of bits, and handlers that skip 3 bytes."""
-    give_fpu(bare)
-    map_low_memory(bare)
-    set_page(bare, HIDDEN, 0)
-    bare.state.cr0 |= CR0_NE
-    bare.state.cr4 |= CR4_OSFXSR | CR4_OSXMMEXCPT
-    bare.state.fpu.initialize()
-    bare.memory.write(DATA, b"".join((0x3FF0_0000_0000_0000 + (n << 50)).to_bytes(8, "little") for n in range(64)))
+def with_images(bare: Bare) -> None:
+    """What `floating` has, images with all kinds of bits, and handlers that skip 3 bytes."""
+    floating(bare)
     for vector, has_code in ((Vector.NM, False), (Vector.UD, False), (Vector.GP, True), (Vector.PF, True)):
         set_handler(bare, vector, skip(3, error_code=has_code))
     chance = random.Random(7)
@@ -86,7 +78,7 @@ def test_a_switch_of_tasks_stays_in_the_cache() -> None:
         fxsave [{AREA}+0x800]
         jmp 1b
     """
-    with Twins(source, floating) as twins:
+    with Twins(source, with_images) as twins:
         twins.run(280, (14, 3))
         before = callouts(twins)
         twins.run(2800, (700,))
@@ -109,7 +101,7 @@ def test_images_with_any_bits() -> None:
     """
 
     def prepare(bare: Bare) -> None:
-        floating(bare)
+        with_images(bare)
         bare.state.gpr[ESI] = IMAGES
         bare.state.gpr[EDX] = 0
 
@@ -132,7 +124,7 @@ def test_mxcsr_with_any_bits() -> None:
     """
 
     def prepare(bare: Bare) -> None:
-        floating(bare)
+        with_images(bare)
         bare.state.gpr[ESI] = AREA
         bare.state.gpr[EDX] = 0x1F80
 
@@ -150,7 +142,7 @@ def test_areas(operation: str, address: int) -> None:
     """Not aligned, in two pages, not there, behind the end of memory, and beside code."""
 
     def prepare(bare: Bare) -> None:
-        floating(bare)
+        with_images(bare)
         image = bare.memory.read(IMAGES, IMAGE_BYTES)
         if address < 0x10_0000:
             bare.memory.write(address, image)
@@ -167,7 +159,7 @@ def test_rights(operation: str, without: str) -> None:
     """Without CR4.OSFXSR, with CR0.TS; or the area is read-only to all with CR0.WP set."""
 
     def prepare(bare: Bare) -> None:
-        floating(bare)
+        with_images(bare)
         bare.memory.write(AREA, bare.memory.read(IMAGES, IMAGE_BYTES))
         bare.state.gpr[ESI] = AREA
         if without == "fxsr":
@@ -195,7 +187,7 @@ def test_a_lazy_switch_stays_in_the_cache(other_engine: str) -> None:
         mov edi, cr0
         jmp 1b
     """
-    with Twins(source, floating) as twins:
+    with Twins(source, with_images) as twins:
         twins.run(90, (9, 2))
         before = callouts(twins)
         twins.run(1800, (450,))
@@ -229,7 +221,7 @@ def test_any_bits_of_cr0_that_concern_the_fpu() -> None:
     """
 
     def prepare(bare: Bare) -> None:
-        floating(bare)
+        with_images(bare)
         handler = assemble("push eax\nmov eax, cr0\nand eax, 0xfffffff3\nmov cr0, eax\npop eax\ninc ebx\niretd")
         for vector in (Vector.NM, Vector.UD):
             set_handler(bare, vector, handler)
