@@ -12,7 +12,7 @@ import pytest
 from gdbstub import cli
 from gdbstub.cli_options import USAGE_STATUS
 from guests import images
-from tests.gdbstub.test_monitor_lockstep import SOURCE, plant
+from tests.gdbstub.test_monitor_lockstep import SOURCE, plant_wrong_sum
 from tests.oracles.assembler import assemble
 
 CODE = 0x10_0000
@@ -48,7 +48,7 @@ def test_so_many_instructions(image: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_something_differs(image: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch)
+    plant_wrong_sum(monkeypatch)
     assert diff("bt", "interp", image) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["different after the instruction at icount 2 (bt / interp):", "  ecx: 0x4 / 0x3"]
@@ -62,7 +62,7 @@ def test_as_json(image: str, capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert equal == {
         "engines": ["interp", "trap nested"], "begin_icount": 0, "icount": 100, "stop": None, "difference": None,
     }  # fmt: skip
-    plant(monkeypatch)
+    plant_wrong_sum(monkeypatch)
     assert diff("interp", "trap", image, "--json") == 1
     found = json.loads(capsys.readouterr().out)["difference"]
     assert (found["agreed_icount"], found["icount"], found["exact"]) == (2, 3, True)

@@ -10,18 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from iced_x86 import Decoder, Instruction
 
 from gdbstub import monitor
 from gdbstub.guest import GuestTarget
 from gdbstub.target import Breakpoint, BreakpointKind, Resume, ResumeMode, StopEvent, StopReason, TargetError
-from machine.instructions import Effect
 from tests.engine import factories
 from tests.gdbstub.pc import CODE, guest, register, run_to, say
 from tests.oracles.assembler import assemble
+from tests.vmm.planted import plant
 from vmm.interp import Interpreter
-from vmm.native import translator
-from vmm.native.unit import Draft
 
 SOURCE = """
     mov esp, 0x180000
@@ -31,7 +28,6 @@ SOURCE = """
     jnz 1b
     hlt
 """
-WRONG_INSN = assemble("add ecx, 3")
 
 
 @pytest.fixture
@@ -43,17 +39,9 @@ def target() -> Iterator[GuestTarget]:
         yield target
 
 
-def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+def plant_wrong_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let bt and trap add 4 where 3 is meant."""
-    emit_right = translator._emit_row
-
-    def emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect, data: bytes, at: Decoder) -> bool:
-        if name == "add":
-            draft.asm.raw(assemble("add ecx, 4"))
-            return True
-        return emit_right(draft, instruction, name, effect, data, at)
-
-    monkeypatch.setattr(translator, "_emit_row", emit_row)
+    plant(monkeypatch, assemble("add ecx, 3"), lambda draft: draft.asm.raw(assemble("add ecx, 4")))
 
 
 def test_no_difference(target: GuestTarget) -> None:
@@ -82,7 +70,7 @@ def test_both_come_to_an_end(target: GuestTarget) -> None:
 
 @pytest.mark.parametrize("names", ["interp bt", "trap-nested interp", "trap nested interp"])
 def test_a_difference_is_named(target: GuestTarget, monkeypatch: pytest.MonkeyPatch, names: str) -> None:
-    plant(monkeypatch)
+    plant_wrong_sum(monkeypatch)
     lines = say(target, f"lockstep {names} 5000").splitlines()
     engines = names.replace("-", " ").replace(" interp", " / interp").replace(" bt", " / bt")
     # 1,001 is the place of the first instruction of a round.

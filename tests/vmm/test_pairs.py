@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from iced_x86 import Decoder, Instruction
 
 from guests import images
 from machine.debug import Stop, StopKind
 from machine.flags import CF
-from machine.instructions import Effect
 from machine.loaders.image import LoadOptions
 from machine.pc import EngineFactory, Machine, MachineOptions
 from machine.snapshot import Snapshot
@@ -21,12 +19,12 @@ from machine.state import EAX, EBX
 from tests import engine
 from tests.oracles.assembler import assemble
 from tests.vmm.bare import host_alu
+from tests.vmm.planted import plant
 from vmm import lockstep, pairs
 from vmm.bt import BinaryTranslator
 from vmm.differences import Kind
 from vmm.interp import Interpreter
 from vmm.lockstep import Divergence, LockstepError, Outcome, Progress, Sides
-from vmm.native import translator
 from vmm.native.sharing import Space
 from vmm.native.unit import Draft
 from vmm.pairs import Pair, PairError
@@ -161,20 +159,6 @@ OUT_ICOUNT = SBB_ICOUNT + 3
 SBB, STORE, ROL, DEC = (assemble(text) for text in ("sbb esi, 7", "mov [ebx + 8], edi", "rol edi, 3", "dec ecx"))
 # The host's: memory operands go by way of the window in GS, with 32-bit addresses.
 WRONG_STORE = b"\x65\x67" + assemble("mov [ebx + 12], edi")
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, guest: bytes, emit: Callable[[Draft], None]) -> None:
-    """Have an instruction emitted otherwise than it should be."""
-    emit_right = translator._emit_row
-
-    def emit_row(draft: Draft, instruction: Instruction, name: str, effect: Effect, data: bytes, at: Decoder) -> bool:
-        offset = instruction.ip32 - draft.eip
-        if data[offset : offset + instruction.len] != guest:
-            return emit_right(draft, instruction, name, effect, data, at)
-        emit(draft)
-        return True
-
-    monkeypatch.setattr(translator, "_emit_row", emit_row)
 
 
 def named(divergence: Divergence) -> list[tuple[Kind, str]]:

@@ -42,16 +42,12 @@ class Case:
 
     def prepare(self, bare: Bare) -> None:
         memory, state = bare.memory, bare.state
-        if self.pae:
-            table = b"".join((page << 12 | 7).to_bytes(8, "little") for page in range(512))
-            memory.write(PAGE_TABLE, table)
-            memory.write(PAGE_DIRECTORY, (PAGE_DIRECTORY + 0x1000 | 7).to_bytes(8, "little"))
-            memory.write(0xF000, (PAGE_DIRECTORY | 1).to_bytes(8, "little") * 4)
         map_low_memory(bare)
         if self.pae:
             # The tables of both formats lie in the same two pages; what is above 2 MiB is not mapped.
             memory.write(PAGE_TABLE, b"".join((page << 12 | 7).to_bytes(8, "little") for page in range(512)))
             memory.write(PAGE_DIRECTORY, (PAGE_TABLE | 7).to_bytes(8, "little"))
+            memory.write(0xF000, (PAGE_DIRECTORY | 1).to_bytes(8, "little") * 4)
             state.cr3 = 0xF000
             state.cr4 |= CR4_PAE
             bare.cpu.mmu.flush()
