@@ -227,9 +227,9 @@ def test_more_modes_than_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = "\n".join(f"lcall {selector:#x}, 0x100" for selector in SEGMENTS[:4])
     with Twins(f"1: {calls}\njmp 1b", prepare_calls, make_guest=real) as twins:
         twins.run(2000)
-        before = int(twins.count("dispatch misses"))
+        before = twins.count("dispatch misses")
         twins.run(4000)
-        assert int(twins.count("dispatch misses")) - before < 200
+        assert twins.count("dispatch misses") - before < 200
 
 
 @bt_alone

@@ -34,10 +34,6 @@ def install(code: str, ahead: int) -> Callable[[Bare], int]:
     return prepare
 
 
-def callouts(twins: Twins) -> int:
-    return twins.count("callouts")
-
-
 INSTRUCTIONS = (
     "add dword ptr [0x50000], 0x12345678", "mov eax, [0x50000]", "mov word ptr [0x50010 + ebx*4], 0x720",
     "add eax, 0x1234567", "jc 2f + 0x200", "jnc 1f", "lea esp, [esp]", "imul edx, [ebx + 0x50000], 0x1000001",
@@ -75,7 +71,7 @@ def test_each_way_to_cut_an_instruction(instruction: str) -> None:
         prepare = install(code, ahead)
         with Twins(COUNT.format(entry=SECOND - ahead), prepare) as twins:
             twins.run(400, STEPS)
-            assert callouts(twins) <= 1
+            assert twins.count("callouts") <= 1
 
 
 def test_an_end_that_is_written_to() -> None:
@@ -92,7 +88,7 @@ def test_an_end_that_is_written_to() -> None:
     with Twins(source, install("mov eax, 0x01020304\nret", 4)) as twins:
         twins.run(6000, STEPS)
         assert twins.reference.state.gpr[EBX]
-        assert callouts(twins) < 200
+        assert twins.count("callouts") < 200
 
 
 def test_an_end_that_is_written_to_each_time() -> None:

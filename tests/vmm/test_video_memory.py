@@ -6,16 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from machine.cpu import Cpu
-from machine.debug import DebugControl, StopKind, Watchpoint
+from machine.debug import StopKind, Watchpoint
 from machine.devices import vga
 from machine.devices.vga import Vga
-from tests.engine import verified
-from tests.vmm.bare import Bare, flat, map_low_memory
+from tests.engine import trap, trap_nested, verified
+from tests.vmm.bare import Bare, EngineMaker, flat, map_low_memory
 from tests.vmm.engines import bt_alone
 from tests.vmm.twins import Twins
 from vmm.interp import Interpreter
-from vmm.trap.engine import TrapEngine
 
 pytestmark = [pytest.mark.usefixtures("native_core"), bt_alone]
 
@@ -129,14 +127,11 @@ def test_a_debugger_sees_it_and_watches_it() -> None:
         bare.close()
 
 
-@pytest.mark.parametrize("nested", [False, True], ids=["shadow", "nested"])
-def test_a_trapping_vmm_sees_each_store(nested: bool) -> None:
-    def trap(cpu: Cpu, debug: DebugControl) -> TrapEngine:
-        return TrapEngine(cpu, debug, nested=nested, verify=True)
-
+@pytest.mark.parametrize("make", [trap, trap_nested], ids=["shadow", "nested"])
+def test_a_trapping_vmm_sees_each_store(make: EngineMaker) -> None:
     source = "1: inc ecx\nmov [0xb8000], ecx\nadd ebx, [0xb8000]\njmp 1b"
-    with Twins(source, plug(map_low_memory), engine=trap) as twins:
+    with Twins(source, plug(map_low_memory), engine=make) as twins:
         twins.run(4 * 200 + 1)
-        reasons = ("NPF read 0xb8000", "NPF write 0xb8000") if nested else ("EXCP_PF device",)
+        reasons = ("NPF read 0xb8000", "NPF write 0xb8000") if make is trap_nested else ("EXCP_PF device",)
         assert sum(twins.count(f"exits {reason}") for reason in reasons) == 400
         assert twins.reference.memory.load(0xB_8000, 4) == 200
