@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -111,10 +112,10 @@ class TestSearch:
     def test_a_guest_that_does_not_come_on_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("machine.instructions.strings.CHUNK_ITERATIONS", 1)
         monkeypatch.setattr(lockstep, "PATIENCE_RUNS", 3)
-        guest = flat("rep lodsb")
-        guest.state.gpr[1] = MASK32
-        with pytest.raises(LockstepError, match="interp comes no further than icount 0"):
-            Side(guest).advance(1)
+        with closing(flat("rep lodsb")) as guest:
+            guest.state.gpr[1] = MASK32
+            with pytest.raises(LockstepError, match="interp comes no further than icount 0"):
+                Side(guest).advance(1)
 
     def test_inputs_come_at_their_icount_to_both(self) -> None:
         seen: list[tuple[str, int]] = []
@@ -157,6 +158,15 @@ class TestSearch:
         assert divergence.icount == 1001
 
 
+@pytest.fixture
+def pair() -> Iterator[tuple[Bare, Bare]]:
+    """Two guests that are equal."""
+    first, second = flat("nop"), flat("nop")
+    yield first, second
+    first.close()
+    second.close()
+
+
 @pytest.mark.parametrize(
     ("change", "lines"),
     [
@@ -181,15 +191,15 @@ class TestSearch:
     ],
     ids=lambda value: value[0].partition(":")[0] if isinstance(value, list) else "",
 )
-def test_what_is_compared(change: Callable[[Bare], None], lines: list[str]) -> None:
-    first, second = flat("nop"), flat("nop")
+def test_what_is_compared(pair: tuple[Bare, Bare], change: Callable[[Bare], None], lines: list[str]) -> None:
+    first, second = pair
     assert differences(Side(first), Side(second)) == []
     change(second)
     assert [str(each) for each in differences(Side(first), Side(second))] == lines
 
 
-def test_devices_and_output_are_compared() -> None:
-    first, second = Side(flat("nop")), Side(flat("nop"))
+def test_devices_and_output_are_compared(pair: tuple[Bare, Bare]) -> None:
+    first, second = map(Side, pair)
     first.output += b"hello world"
     second.output += b"hello there"
     first.devices = lambda: {"pic": {"mask": 255, "lines": [0, 1]}}
@@ -202,14 +212,14 @@ def test_devices_and_output_are_compared() -> None:
     assert found[0] == Difference(Kind.DEVICE, "pic.lines[1]", "0x1", "0x2")
 
 
-def test_stops_are_compared_if_given() -> None:
-    sides = Side(flat("nop")), Side(flat("nop"))
+def test_stops_are_compared_if_given(pair: tuple[Bare, Bare]) -> None:
+    sides = Side(pair[0]), Side(pair[1])
     assert differences(*sides, None, None) == []
     assert str(differences(*sides, None, Stop(StopKind.HALTED))[0]) == "stopped by: nothing / halted"
 
 
-def test_much_memory_is_summed_up() -> None:
-    first, second = flat("nop"), flat("nop")
+def test_much_memory_is_summed_up(pair: tuple[Bare, Bare]) -> None:
+    first, second = pair
     second.memory.write(0x5_0000, b"\1" * 0x2000)
     lines = differences(Side(first), Side(second))
     more = 0x2000 // 4 - MEMORY_LINES
@@ -217,9 +227,9 @@ def test_much_memory_is_summed_up() -> None:
     assert str(lines[-1]) == f"memory doublewords besides: {more} / {more}"
 
 
-def test_comparing_costs_no_memory() -> None:
+def test_comparing_costs_no_memory(pair: tuple[Bare, Bare]) -> None:
     """RAM that nobody has touched stays a hole in its file."""
-    first, second = flat("nop"), flat("nop")
+    first, second = pair
     before = Path(f"/proc/self/fd/{first.memory.ram_fd}").stat().st_blocks
     differences(Side(first), Side(second))
     assert Path(f"/proc/self/fd/{first.memory.ram_fd}").stat().st_blocks == before < first.memory.ram_bytes // 512 // 4
