@@ -6,88 +6,17 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from machine.debug import StopKind, Watchpoint
 from machine.faults import Vector
 from machine.memory import HOLDS_TABLE
-from machine.state import CR0_WP, CR4_PAE, CR4_PSE, EBP, EBX, ESI
+from machine.state import CR0_WP, EBX, ESI
 from tests.engine import restless, trap, trap_nested
 from tests.oracles.assembler import assemble
-from tests.vmm.bare import (
-    PAGE_DIRECTORY,
-    PAGE_TABLE,
-    STACK_TOP,
-    Bare,
-    EngineMaker,
-    map_low_memory,
-    set_handler,
-    set_page,
-)
+from tests.vmm.bare import PAGE_DIRECTORY, PAGE_TABLE, Bare, EngineMaker, map_low_memory, set_handler, set_page
+from tests.vmm.soft import ACCESSED_DIRTY, ACCESSES, ENTRY, FRAMES, PAE_ENTRY, PAGE, STEPS, map_with_pae, thrash
 from tests.vmm.test_bt_memory import Port, gate_for_users, skip_handler, user_mode
 from tests.vmm.twins import Twins
-
-STEPS = (2000, 333)
-PAGE = 0x30_0000  # a linear page whose entry the guests change
-ENTRY = PAGE_TABLE + 4 * (PAGE >> 12)
-OTHER_DIRECTORY = 0x10_2000
-PAE_TABLES = 0x12_0000
-FRAMES = tuple(range(0x5_0000, 0x5_4000, 0x1000))
-ACCESSED_DIRTY = 0x60
-
-
-def map_with_pae(bare: Bare) -> None:
-    """The first 4 MiB at 0 and at 1 GiB by tables of 64-bit entries, the first 2 MiB of them by a large page."""
-    memory = bare.memory
-    map_low_memory(bare)
-    for quarter in range(2):
-        memory.store(PAE_TABLES + 8 * quarter, 4, PAE_TABLES + 0x1000 | 1)
-    memory.store(PAE_TABLES + 0x1000, 4, 0xE7)
-    memory.store(PAE_TABLES + 0x1008, 4, PAE_TABLES + 0x3000 | 0x27)
-    for page in range(512):
-        memory.store(PAE_TABLES + 0x3000 + 8 * page, 4, 0x20_0000 | page << 12 | 7)
-    bare.state.cr3, bare.state.cr4 = PAE_TABLES, CR4_PAE
-    bare.cpu.mmu.flush()
-
-
-def thrash(access: str, bits: int = 7) -> str:
-    """A loop that moves a page to and fro, and accesses it."""
-    return f"""
-        1: inc ecx
-        mov eax, ecx
-        and eax, 1
-        shl eax, 12
-        add eax, {FRAMES[0] | bits:#x}
-        mov [{ENTRY:#x}], eax
-        invlpg [{PAGE:#x}]
-        {access}
-        jmp 1b
-    """
-
-
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Adapt at once, and look at every 40th access."""
-    monkeypatch.setattr("vmm.native.adaptation.SOFT_FAULTS", 2)
-    monkeypatch.setattr("vmm.native.adaptation.SOFT_ACCESSES", 40)
-    monkeypatch.setattr("vmm.native.adaptation.SOFT_INNOCENT", 3)
-    monkeypatch.setattr("vmm.native.volatility.VOLATILE_CHANGES", 2)
-    monkeypatch.setattr("vmm.native.volatility.CALM_TOUCHES", 3)
-
-
-# What is done to the page at ESI, whose tables are changed.
-ACCESSES = (
-    "mov [esi], ecx", "add ebx, [esi + 4]", "adc [esi], ecx", "xor byte ptr [esi + 1], cl", "mov dx, [esi + 2]",
-    "sbb ebx, [esi]", "movzx edx, byte ptr [esi]", "movsx edx, word ptr [esi]", "xchg [esi], edx",
-    "inc dword ptr [esi]", "cmpxchg [esi + 8], ecx", "bts dword ptr [esi], 3", "bt dword ptr [esi], ecx",
-    "setc byte ptr [esi + 5]", "mov [esi], dh", "add bh, [esi + 3]", "not dword ptr [esi]", "cmp [esi], edx",
-    "rcl dword ptr [esi + 4]", "imul edx, [esi]", "cmpxchg8b [esi + 8]", "mov word ptr [esi + 8], 0x1234",
-    "test byte ptr [esi], 5", "xadd [esi], edx", "shld [esi], ecx, 5", "cmovc edx, [esi]", "mov [esi + 2], dx",
-    "mov byte ptr [esi], 0x77", "neg byte ptr [esi + 9]",
-    # Without a soft form.
-    "push dword ptr [esi]\npop dword ptr [esi + 4]", "push esi\nmov eax, [esi]\nstosd [edi]\npop esi",
-)  # fmt: skip
 
 
 class TestOnePage:
@@ -289,335 +218,6 @@ class TestRights:
             assert twins.count("soft forms") >= 5
 
 
-class TestTables:
-    def test_an_entry_in_use_is_called_out_and_one_that_is_not_is_not(self) -> None:
-        """Of two entries stored to in turn one belongs to the running code's data, the other to nothing."""
-        source = f"""
-            mov esi, {ENTRY:#x}
-            1: inc ecx
-            mov eax, {PAGE | 7:#x}
-            test cl, 1
-            jz 2f
-            add eax, 0x1000
-            2: mov [esi], eax
-            cmp ecx, 300
-            jb 1b
-            mov dword ptr [{ENTRY:#x}], {PAGE | 0x67:#x}
-            add ebx, [{PAGE:#x}]
-            jmp 1b
-        """
-        with Twins(source, map_low_memory) as twins:
-            twins.run(7 * 290, (7 * 290,))
-            assert twins.count("soft forms") == 1
-            fallbacks = twins.count("soft fallbacks")
-            assert fallbacks < 5
-            twins.run(4000, STEPS)
-            assert twins.count("soft fallbacks") > fallbacks
-
-    def test_a_store_to_an_entry_that_reaches_into_one_in_use(self) -> None:
-        """The entry of the page at EDI, which a plain instruction has had mapped, is hit in its middle now and then."""
-        source = f"""
-            mov edi, {PAGE:#x}
-            mov esi, {ENTRY - 4:#x}
-            1: inc ecx
-            mov eax, {PAGE + 0x1007:#x}
-            mov ebp, ecx
-            and ebp, 31
-            cmp ebp, 31
-            jne 2f
-            mov eax, [{ENTRY - 2:#x}]
-            xor eax, 0x10000000
-            2: mov edx, esi
-            cmp ebp, 31
-            jne 3f
-            add edx, 2
-            3: mov [edx], eax
-            add ebx, [edi]
-            add [edi + 4], ecx
-            jmp 1b
-        """
-
-        def prepare(bare: Bare) -> None:
-            map_low_memory(bare)
-            set_page(bare, PAGE, FRAMES[0] | 0x67)
-
-        with Twins(source, prepare) as twins:
-            assert twins.run(13 * 25, STEPS) is None
-            assert twins.count("soft forms") == 1
-            twins.run(12_000, STEPS)
-            assert twins.reference.memory.load(FRAMES[1] + 4, 4)
-
-    def test_code_moves_to_and_fro_under_a_loop_that_never_leaves_its_page(self) -> None:
-        """The loop's own entry is stored to, by an instruction that has become soft with other entries."""
-
-        def prepare(bare: Bare) -> None:
-            map_low_memory(bare)
-            for number, work in enumerate(("inc ebx", "dec edx")):
-                code = f"""
-                    1: inc ecx
-                    mov esi, {ENTRY + 8:#x}
-                    mov eax, {FRAMES[number] | 7:#x}
-                    test cl, 63
-                    jnz 2f
-                    mov esi, {ENTRY:#x}
-                    xor eax, 0x1000
-                    2: mov [esi], eax
-                    {work}
-                    jmp 1b
-                """
-                bare.memory.write(FRAMES[number], assemble(code, origin=PAGE))
-            set_page(bare, PAGE, FRAMES[0] | 7)
-
-        with Twins(f"mov esi, {PAGE:#x}\njmp esi", prepare) as twins:
-            twins.run(20_000, STEPS)
-            assert twins.count("soft forms") >= 1
-            gpr = twins.reference.state.gpr
-            assert gpr[EBX] > 100
-            assert gpr[2] > 100
-
-    def test_code_in_a_volatile_page(self) -> None:
-        def prepare(bare: Bare) -> None:
-            map_low_memory(bare)
-            for number, work in enumerate(("add ebx, 3", "sub edx, 5")):
-                bare.memory.write(FRAMES[number] + 0x100, assemble(f"{work}\nret"))
-
-        with Twins(f"mov esi, {PAGE + 0x100:#x}\n" + thrash("call esi\nadd edi, [esi]"), prepare) as twins:
-            twins.run(6000, STEPS)
-            assert twins.reference.state.gpr[EBX] > 500
-
-    @pytest.mark.parametrize("table", [PAGE_TABLE, 0xFFC0_0000])
-    def test_a_table_seen_through_itself(self, table: int) -> None:
-        def prepare(bare: Bare) -> None:
-            map_low_memory(bare)
-            bare.memory.store(PAGE_DIRECTORY + 4 * 1023, 4, PAGE_DIRECTORY | 3)
-
-        entry = table + 4 * (PAGE >> 12)
-        source = f"""
-            1: inc ecx
-            mov eax, [{entry:#x}]
-            xor eax, 0x1000
-            mov [{entry:#x}], eax
-            add [{PAGE:#x}], ecx
-            add ebx, [{PAGE + 4:#x}]
-            mov edx, [0xfffff000]
-            add edx, [0xffc00000]
-            mov edi, [{entry:#x}]
-            jmp 1b
-        """
-        with Twins(source, prepare) as twins:
-            twins.run(9000, STEPS)
-            assert twins.count("soft forms") >= 3
-
-    def test_a_page_maps_its_own_table(self) -> None:
-        """The entry that is changed is that of the page through which it is changed."""
-        source = f"""
-            mov esi, {PAGE + (PAGE >> 10 & 0xFFF):#x}
-            mov dword ptr [{ENTRY:#x}], {PAGE_TABLE | 3:#x}
-            1: inc ecx
-            mov eax, [esi]
-            add ebx, eax
-            mov dword ptr [esi], {PAGE_TABLE | 7:#x}
-            xor dword ptr [esi], 0x10
-            mov edx, [esi + 4]
-            mov [esi + 8], ecx
-            jmp 1b
-        """
-        with Twins(source, map_low_memory) as twins:
-            twins.run(6000, STEPS)
-            assert twins.count("soft forms") >= 1
-
-    def test_an_alias_by_a_large_page(self) -> None:
-        """The second 4 MiB are all of RAM once more, page tables included; their entry is changed, too."""
-
-        def prepare(bare: Bare) -> None:
-            map_low_memory(bare)
-            bare.state.cr4 = CR4_PSE
-            bare.memory.store(PAGE_DIRECTORY + 4, 4, 0x87)
-
-        source = f"""
-            1: inc ecx
-            xor dword ptr [0x400000 + {ENTRY:#x}], 0x1000
-            add [{PAGE:#x}], ecx
-            add ebx, [0x400000 + {PAGE:#x}]
-            test cl, 31
-            jnz 1b
-            xor dword ptr [{PAGE_DIRECTORY + 4:#x}], 0x40
-            mov [0x400000 + {PAGE + 8:#x}], ecx
-            mov edx, [{PAGE_DIRECTORY + 4:#x}]
-            jmp 1b
-        """
-        with Twins(source, prepare) as twins:
-            twins.run(9000, STEPS)
-            assert twins.count("soft forms") >= 2
-
-    def test_address_spaces_that_share_a_table(self) -> None:
-        def prepare(bare: Bare) -> None:
-            map_low_memory(bare)
-            bare.memory.store(OTHER_DIRECTORY, 4, PAGE_TABLE | 7)
-            bare.memory.store(OTHER_DIRECTORY + 4, 4, PAGE_TABLE | 7)
-            bare.memory.store(PAGE_DIRECTORY + 4, 4, PAGE_TABLE | 7)
-
-        source = thrash(f"""
-            add [{PAGE:#x}], ecx
-            mov eax, cr3
-            xor eax, {PAGE_DIRECTORY ^ OTHER_DIRECTORY:#x}
-            mov cr3, eax
-            add ebx, [{PAGE:#x}]
-            add ebx, [{PAGE + 0x40_0000:#x}]
-        """)
-        with Twins(source, prepare) as twins:
-            twins.run(9000, STEPS)
-            assert twins.count("soft forms") >= 3
-            assert twins.count("soft fallbacks") < 60
-
-    @pytest.mark.parametrize(
-        ("bits", "other_bits"), [(0xE7, 0xE3), (0xE7, 0x20E7), (0xE7, 0xA7), (0xE7, 0x87), (0xE7, 0xC5), (0xE7, 0xE6)]
-    )
-    def test_a_large_page(self, bits: int, other_bits: int) -> None:
-        """The accesses to it, and the stores to the directory, have become soft with a volatile small page.
-
-        Now and then it is not a user's, a reserved bit is set, D or A is clear, it is read-only, or is not there.
-        """
-
-        def prepare(bare: Bare) -> None:
-            map_low_memory(bare)
-            bare.state.cr4, bare.state.cr0 = CR4_PSE, bare.state.cr0 | CR0_WP
-            set_handler(bare, Vector.PF, assemble("add esp, 4\nadd dword ptr [esp], 2\ninc ebp\niretd"))
-
-        source = f"""
-            1: inc ecx
-            mov edi, {ENTRY:#x}
-            mov esi, {PAGE:#x}
-            mov eax, ecx
-            and eax, 1
-            shl eax, 12
-            add eax, {FRAMES[0] | 7:#x}
-            test cl, 64
-            jz 2f
-            mov esi, 0x700000
-            mov edi, {PAGE_DIRECTORY + 4:#x}
-            mov eax, {bits:#x}
-            test cl, 7
-            jnz 2f
-            mov eax, {other_bits:#x}
-            2: mov [edi], eax
-            add [esi], ecx
-            add ebx, [esi]
-            mov edx, [{PAGE_DIRECTORY + 4:#x}]
-            mov [0x60000], edx
-            jmp 1b
-        """
-        with Twins(source, prepare) as twins:
-            twins.run(12_000, STEPS)
-            assert twins.count("soft forms") >= 3
-            if other_bits == 0xE3:
-                assert twins.count("soft fallbacks") < 40
-
-    def test_pae(self) -> None:
-        """Where tables of two levels would be there is something that looks like them."""
-        page, entry = 0x230_0000, PAE_TABLES + 0x3000 + 8 * 0x100
-
-        def prepare(bare: Bare) -> None:
-            map_with_pae(bare)
-            bare.memory.store(PAE_TABLES + 0x1000 + 8 * 17, 4, PAE_TABLES + 0x3000 | 7)
-            bare.memory.store(PAE_TABLES + 4 * 8, 4, PAGE_TABLE | 0x27)
-            set_page(bare, PAGE, FRAMES[3] | 0x67)
-
-        source = f"""
-            1: inc ecx
-            mov eax, ecx
-            and eax, 1
-            shl eax, 12
-            add eax, {FRAMES[0] | 7:#x}
-            mov [{entry:#x}], eax
-            add [{page:#x}], ecx
-            add ebx, [{page:#x}]
-            mov edx, [{entry:#x}]
-            mov [0x60000], edx
-            jmp 1b
-        """
-        with Twins(source, prepare) as twins:
-            twins.run(6000, STEPS)
-            assert twins.reference.memory.load(FRAMES[1], 4)
-            assert twins.count("soft forms") == 3
-            assert twins.count("soft fallbacks") < 20
-
-    @pytest.mark.parametrize(
-        ("at", "value"),
-        [
-            (0x3000 + 8 * 0x100 + 4, 1), (0x3000 + 8 * 0x100 + 4, 0x10), (0x1000 + 8, 0xE7), (0x1000 + 8, 0x20E7),
-            (0x1000 + 8, PAE_TABLES + 0x3000 | 7), (0x1000 + 12, 0x8000_0000), (8, PAE_TABLES + 0x1000),
-            (8, PAE_TABLES + 0x1000 | 3), (12, 1),
-        ],
-    )  # fmt: skip
-    def test_pae_with_something_else_now_and_then(self, at: int, value: int) -> None:
-        """An upper half, a large page, a reserved bit, no A bit, no PDPTE: in the entries above, too."""
-        page, entry = 0x4030_0000, PAE_TABLES + 0x3000 + 8 * 0x100
-
-        def prepare(bare: Bare) -> None:
-            map_with_pae(bare)
-            set_handler(bare, Vector.PF, assemble(f"""
-                add esp, 4
-                push dword ptr [0x60000]
-                pop dword ptr [{PAE_TABLES + at:#x}]
-                inc ebx
-                iretd
-            """))  # fmt: skip
-
-        source = f"""
-            mov eax, [{PAE_TABLES + at:#x}]
-            mov [0x60000], eax
-            mov esi, {page:#x}
-            1: inc ecx
-            mov eax, ecx
-            and eax, 1
-            shl eax, 12
-            add eax, {FRAMES[0] | 7:#x}
-            mov [{entry:#x}], eax
-            test cl, 15
-            jnz 2f
-            mov dword ptr [{PAE_TABLES + at:#x}], {value:#x}
-            2: add [esi], ecx
-            add ebx, [esi + 4]
-            push dword ptr [0x60000]
-            pop dword ptr [{PAE_TABLES + at:#x}]
-            jmp 1b
-        """
-        with Twins(source, prepare) as twins:
-            twins.run(9000, STEPS)
-            assert twins.count("soft forms") >= 3
-
-    @pytest.mark.parametrize(
-        ("at", "access"), [(0x1008, "add ebx, [esi]"), (0x3000 + 8 * 0x100, "sgdt [esi]"), (0x1008, "sgdt [esi]")]
-    )
-    def test_pae_with_upper_halves_in_use(self, at: int, access: str) -> None:
-        """By a window, or by the interpreter alone; the store has become soft with entries of no use."""
-
-        def prepare(bare: Bare) -> None:
-            map_with_pae(bare)
-            handler = f"add esp, 4\nmov dword ptr [{PAE_TABLES + at + 4:#x}], 0\ninc ebp\niretd"
-            set_handler(bare, Vector.PF, assemble(handler))
-
-        source = f"""
-            mov esi, 0x40300000
-            1: inc ecx
-            mov edi, {PAE_TABLES + 0x3800 + 8 * 0x80:#x}
-            mov eax, {PAGE | 7:#x}
-            mov edx, ecx
-            and edx, 63
-            jnz 2f
-            mov edi, {PAE_TABLES + at + 4:#x}
-            mov eax, 0x10
-            2: mov [edi], eax
-            {access}
-            jmp 1b
-        """
-        with Twins(source, prepare) as twins:
-            twins.run(9000, STEPS)
-            assert twins.count("soft forms") >= 1
-            assert twins.reference.state.gpr[EBP] > 10
-
-
 class TestFromOutside:
     def test_a_device_writes_to_the_table(self) -> None:
         def prepare(bare: Bare) -> None:
@@ -692,7 +292,7 @@ class TestFromOutside:
             test cl, 63
             jnz 1b
             out 0x92, al
-        """).replace(f"{ENTRY:#x}", f"{table + (ENTRY & 0xFFF):#x}")
+        """, entry=table + (ENTRY & 0xFFF))  # fmt: skip
         with Twins(source, prepare) as twins:
             twins.run(12_000, STEPS)
             assert twins.count("soft forms") >= 3
@@ -703,8 +303,8 @@ class TestOtherEngines:
     @pytest.mark.parametrize("prepare", [map_low_memory, map_with_pae])
     @pytest.mark.parametrize("make", [trap, trap_nested])
     def test_trap_has_no_soft_forms(self, make: EngineMaker, prepare: Callable[[Bare], None]) -> None:
-        entry = PAE_TABLES + 0x3000 + 8 * 0x100 if prepare is map_with_pae else ENTRY
-        source = thrash(f"add [{PAGE:#x}], ecx\nadd ebx, [{PAGE + 4:#x}]").replace(f"{ENTRY:#x}", f"{entry:#x}")
+        entry = PAE_ENTRY if prepare is map_with_pae else ENTRY
+        source = thrash(f"add [{PAGE:#x}], ecx\nadd ebx, [{PAGE + 4:#x}]", entry=entry)
         with Twins(source, prepare, engine=make) as twins:
             twins.run(3000, STEPS)
             for name in ("soft forms", "soft fallbacks", "volatile pages"):
@@ -722,9 +322,7 @@ class TestOtherEngines:
 class TestAdaptation:
     def test_who_need_not_be_soft_any_more_is_plain_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("vmm.native.adaptation.SOFT_ACCESSES", 50)
-        source = f"mov esi, {PAGE:#x}\nmov edi, {ENTRY:#x}\n" + thrash("add ebx, [esi]").replace(
-            f"[{ENTRY:#x}]", "[edi]"
-        )
+        source = f"mov esi, {PAGE:#x}\nmov edi, {ENTRY:#x}\n" + thrash("add ebx, [esi]", entry="edi")
         with Twins(source, map_low_memory) as twins:
             twins.run(3000, STEPS)
             assert twins.count("soft forms") == 2
@@ -742,7 +340,7 @@ class TestAdaptation:
 
     def test_a_page_that_calms_down_comes_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("vmm.native.adaptation.SOFT_ACCESSES", 50)
-        source = f"mov edi, {ENTRY:#x}\n" + thrash(f"add ebx, [{PAGE:#x}]").replace(f"[{ENTRY:#x}]", "[edi]")
+        source = f"mov edi, {ENTRY:#x}\n" + thrash(f"add ebx, [{PAGE:#x}]", entry="edi")
         with Twins(source, map_low_memory) as twins:
             twins.run(3000, STEPS)
             assert twins.count("soft forms") == 2
@@ -777,109 +375,3 @@ class TestAdaptation:
             assert not uses[ENTRY >> 2]
             assert uses[PAGE_DIRECTORY >> 2]
             assert twins.other.memory.page_flags[PAGE_TABLE >> 12] & ~HOLDS_TABLE
-
-
-CODE = 0x1_0000
-SLOT_BYTES = 48
-_ENTRIES = tuple(
-    frame | bits
-    for frame in (*FRAMES, PAGE_TABLE, PAGE_DIRECTORY, 0xB_8000, 0x50_0000)
-    for bits in (7, 3, 1, 0x67, 0x27, 0x21, 0)
-)
-_PLACES = tuple(
-    page + offset
-    for page in (PAGE, PAGE + 0x1000, PAGE + 0x2000, PAGE + 0x40_0000, PAGE + 0x40_1000, 0x5_0000)
-    for offset in (0xC00, 0xC04, 0xC08, 0xFFE)
-)
-_TABLES = (PAGE_TABLE, 0xFFC0_0000, 0x40_0000 + PAGE_TABLE)
-_OPERATIONS = st.one_of(
-    st.builds(lambda access, place: f"mov esi, {place:#x}\n{access}",
-              st.sampled_from(ACCESSES[:-1]), st.sampled_from(_PLACES)),
-    st.builds(lambda table, number, entry: f"mov dword ptr [{table + 0xC00 + 4 * number:#x}], {entry:#x}",
-              st.sampled_from(_TABLES), st.integers(0, 3), st.sampled_from(_ENTRIES)),
-    st.builds(lambda table, number, bits: f"xor dword ptr [{table + 0xC00 + 4 * number:#x}], {bits:#x}",
-              st.sampled_from(_TABLES), st.integers(0, 3), st.sampled_from((1, 2, 0x1000, 0x20, 0x40, 0x1001))),
-    st.builds(lambda entry: f"mov dword ptr [{PAGE_DIRECTORY + 4:#x}], {entry:#x}",
-              st.sampled_from((PAGE_TABLE | 7, PAGE_TABLE | 0x25, 0x87, 0xE7, 0xC5, 0))),
-    st.just(f"and dword ptr [{PAGE_DIRECTORY:#x}], ~0x20"),
-    st.just(f"mov eax, cr0\nxor eax, {CR0_WP:#x}\nmov cr0, eax"),
-    st.just(f"mov eax, cr3\nxor eax, {PAGE_DIRECTORY ^ OTHER_DIRECTORY:#x}\nmov cr3, eax"),
-    st.just(f"mov esi, {PAGE + 0xD00:#x}\ncall esi"),
-    st.just("mov eax, ecx\nout 0x50, al"),
-)  # fmt: skip
-
-
-# The same with PAE, where entries have an upper half.
-_PAE_ENTRY = PAE_TABLES + 0x3000 + 8 * 0x100
-_PAE_OPERATIONS = st.one_of(
-    st.builds(lambda access, place: f"mov esi, {place:#x}\n{access}",
-              st.sampled_from(ACCESSES[:-1]), st.sampled_from([each & ~0x40_0000 for each in _PLACES])),
-    st.builds(lambda number, entry: f"mov dword ptr [{_PAE_ENTRY + 8 * number:#x}], {entry:#x}",
-              st.integers(0, 3), st.sampled_from(_ENTRIES)),
-    st.builds(lambda number, bits: f"xor dword ptr [{_PAE_ENTRY + 4 * number:#x}], {bits:#x}",
-              st.integers(0, 7), st.sampled_from((1, 2, 0x10, 0x1000, 0x20, 0x40))),
-    st.builds(lambda entry: f"mov dword ptr [{PAE_TABLES + 0x1008:#x}], {entry:#x}",
-              st.sampled_from((PAE_TABLES + 0x3000 | 7, PAE_TABLES + 0x3000 | 0x25, 0x2000E7, 0xE7, 0x20E7, 0))),
-    st.builds(lambda value: f"mov dword ptr [{PAE_TABLES + 0x100C:#x}], {value}", st.sampled_from((0, 1, 0x8000_0000))),
-    st.just(f"mov eax, cr0\nxor eax, {CR0_WP:#x}\nmov cr0, eax"),
-    st.just("mov eax, cr3\nmov cr3, eax"),
-    st.just(f"mov esi, {PAGE + 0xD00:#x}\ncall esi"),
-)  # fmt: skip
-
-
-def random_guest(operations: list[str]) -> tuple[bytes, bytes]:
-    """The code of the operations, over and over; and a page-fault handler that goes on with the next one, at EDI."""
-    at, parts = CODE, []
-    for number, operation in enumerate(operations):
-        following = CODE + SLOT_BYTES * ((number + 1) % len(operations))
-        source = (
-            f"mov edi, {following:#x}\nmov esp, {STACK_TOP:#x}\ninc ecx\n{operation}\nmov edi, {following:#x}\njmp edi"
-        )
-        parts.append(assemble(source, origin=at).ljust(SLOT_BYTES, b"\xf4"))
-        at += SLOT_BYTES
-    return b"".join(parts), assemble("add esp, 4\nmov [esp], edi\nadd ebx, 13\niretd")
-
-
-@pytest.mark.usefixtures("hasty")
-class TestRandomStreams:
-    @settings(max_examples=12, deadline=None)
-    @given(operations=st.lists(_OPERATIONS, min_size=3, max_size=30))
-    def test_tables_are_changed_and_pages_accessed_at_random(self, operations: list[str]) -> None:
-        code, handler = random_guest(operations)
-
-        def prepare(bare: Bare) -> None:
-            map_low_memory(bare)
-            memory = bare.memory
-            bare.state.cr4 = CR4_PSE
-            for directory in (PAGE_DIRECTORY, OTHER_DIRECTORY):
-                memory.store(directory, 4, PAGE_TABLE | 7)
-                memory.store(directory + 4, 4, 0x87)
-                memory.store(directory + 4 * 1023, 4, directory | 3)
-            for number, frame in enumerate(FRAMES):
-                memory.write(frame + 0xD00, assemble(f"add ebx, {number}\nret"))
-                set_page(bare, PAGE + 0x1000 * number, frame | 7)
-            memory.write(CODE, code)
-            set_handler(bare, Vector.PF, handler)
-            bare.ports.register(0x50, 0x50, Port(lambda value: set_page(bare, PAGE, FRAMES[value & 3] | 7)))
-            bare.state.eip = CODE
-
-        with Twins("hlt", prepare) as twins:
-            twins.run(len(operations) * 6 * 60, (701, 97))
-
-    @settings(max_examples=12, deadline=None)
-    @given(operations=st.lists(_PAE_OPERATIONS, min_size=3, max_size=30))
-    def test_the_same_with_pae(self, operations: list[str]) -> None:
-        code, handler = random_guest(operations)
-
-        def prepare(bare: Bare) -> None:
-            map_with_pae(bare)
-            memory = bare.memory
-            for number, frame in enumerate(FRAMES):
-                memory.write(frame + 0xD00, assemble(f"add ebx, {number}\nret"))
-                memory.store(_PAE_ENTRY + 8 * number, 4, frame | 7)
-            memory.write(CODE, code)
-            set_handler(bare, Vector.PF, handler)
-            bare.state.eip = CODE
-
-        with Twins("hlt", prepare) as twins:
-            twins.run(len(operations) * 6 * 60, (701, 97))
