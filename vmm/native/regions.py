@@ -99,10 +99,11 @@ class Region:
     def indices_of(self, ram_page: int) -> list[int]:
         """Where a page of RAM is mapped."""
         found = []
-        wanted = ram_page.to_bytes(4, "little")
+        # Among zeros, which most of it are, a search for what ends in zeros takes several times as long.
+        wanted = ram_page.to_bytes(4, "little").rstrip(b"\0") or b"\0"
         at = self._ram_pages.find(wanted)
         while at >= 0:
-            if not at & 3 and self.kinds[at >> 2]:
+            if not at & 3 and self.kinds[at >> 2] and self.ram_pages[at >> 2] == ram_page:
                 found.append(at >> 2)
             at = self._ram_pages.find(wanted, at + 1)
         return found

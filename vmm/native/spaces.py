@@ -109,7 +109,10 @@ class Spaces:
                 cpu.mmu.flush()
             cpu.set_cpl(3 if space.mode.user else 0)
             self.windows.select()
-            self._publish(space)
+            if self._published is None:
+                self._publish(space)
+            else:
+                self._published = space  # as emitted code has done, which goes by what was published
             if not space.mode.is_plain:
                 self._tables_of_others.move_to_end(space.table.host)
         return space
