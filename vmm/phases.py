@@ -190,6 +190,7 @@ class Chooser:
             if differ(rates, self._last) and self._unsettled < UNSETTLED_STRETCHES:
                 self._set_stretch(2 * self.stretch_insns, cost.rate)
                 return
+            self._note_length()
             self._begin_phase(rates, "the guest does something else")
         else:
             self._set_stretch(2 * self.stretch_insns, cost.rate)
@@ -207,14 +208,17 @@ class Chooser:
 
     def _begin_phase(self, rates: Mapping[str, float], why: str) -> None:
         icount = self.phase.end_icount
-        lasted_insns, self._settled_icount = icount - self._settled_icount, icount
+        self._settled, self._settled_icount, self._other_rate = rates, icount, None
+        self._wait, self._next_wait = 0, RETRY_STRETCHES
+        self._add(Phase(self.engine, icount, why))
+
+    def _note_length(self) -> None:
+        """What the guest did is over: how coarsely it has to be looked at follows from how long it lasted."""
+        lasted_insns = self.phase.end_icount - self._settled_icount
         if lasted_insns < SHORT_PHASE * self._shortest_insns:
             self._shortest_insns = min(2 * self._shortest_insns, LONGEST_STRETCH_INSNS)
         elif lasted_insns > LONG_PHASE * self._shortest_insns:
             self._shortest_insns = max(self._shortest_insns // 2, STRETCH_INSNS)
-        self._settled, self._other_rate = rates, None
-        self._wait, self._next_wait = 0, RETRY_STRETCHES
-        self._add(Phase(self.engine, icount, why))
 
     def _set_stretch(self, insns: int, rate: float) -> None:
         """How long the next stretch is to be, unless that is too much at this rate."""

@@ -161,6 +161,13 @@ class TestChoice:
         play(steady(CHEAP, DEAR), chooser.phase.end_icount + 100_000, chooser)
         assert chooser.switches > before
 
+    def test_forgetting_says_nothing_of_how_long_phases_last(self) -> None:
+        chooser = Chooser("bt", "trap")
+        for _ in range(20):
+            chooser.forget(0)
+        assert chooser.stretch_insns == STRETCH_INSNS
+        assert [phase.why for phase in chooser.phases] == ["prices have changed"]
+
 
 class TestPhases:
     def test_they_follow_on_each_other(self) -> None:
