@@ -73,7 +73,8 @@ class Pair:
         Args:
             machine: where both go on from; it must not be closed before the pair.
             engines: two of its engines.
-            in_slices: a comparison comes back every few milliseconds.
+            in_slices: a comparison comes back every few milliseconds, or within a second from a guest that executes
+                long REPs one after the other: slices are counted in instructions.
 
         Raises:
             PairError: they cannot be compared.
