@@ -94,12 +94,10 @@ class Filler:
         Raises:
             HostMemoryError: the host refuses.
         """
-        size = 8 if region.page_count == 512 else 4
-        index = (at - region.table) // size
+        index = (at - region.table) // region.entry_bytes
         if region.kinds[index] or self._shadows.withheld:
             return False
-        entry = (self._shadows.cells64 if size == 8 else self._shadows.cells32)[at // size]
-        if entry & _TOUCHED != _TOUCHED:
+        if self._shadows.entry_at(region, at) & _TOUCHED != _TOUCHED:
             return False
         return not self._fill_page(window, region, region.first_page + index << PAGE_SHIFT, False, False)
 
@@ -198,7 +196,7 @@ class Filler:
         index = (linear >> PAGE_SHIFT) - region.first_page
         cells, base = (
             (self._shadows.cells64, region.table >> 3)
-            if region.page_count == 512
+            if region.entry_bytes == 8
             else (self._shadows.cells32, region.table >> 2)
         )
         entry = cells[base + index]
@@ -223,7 +221,7 @@ class Filler:
             return Refusal.SPURIOUS
         if wanted != entry:
             if self._flags[region.table >> PAGE_SHIFT] & ~_TABLE_FLAGS:
-                self._memory.store_entry(region.table + index * (4096 // region.page_count), wanted & 0xFFFF_FFFF)
+                self._memory.store_entry(region.table + index * region.entry_bytes, wanted & 0xFFFF_FFFF)
             else:
                 cells[base + index] = wanted
         if old:
@@ -314,11 +312,9 @@ class Filler:
 
     def _map_large(self, window: Window, region: Region) -> None:
         """Map what is RAM of a large page; pages that are watched stay read-only."""
-        shift = window.region_shift
         if region.uppers:
             at, _, _ = region.uppers[-1]
-            entry = self._shadows.cells64[at >> 3] if shift == 21 else self._shadows.cells32[at >> 2]
-            physical = entry & PAE_ADDRESS & -(1 << shift)
+            physical = self._shadows.entry_at(region, at) & PAE_ADDRESS & -(1 << window.region_shift)
         else:
             physical = region.first_page << PAGE_SHIFT
         kind = WRITABLE if region.writable and region.dirty else READABLE

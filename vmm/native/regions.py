@@ -61,6 +61,11 @@ class Region:
         self.ram_pages = memoryview(self._ram_pages).cast("I")
         self.kinds = bytearray(self.page_count)
 
+    @property
+    def entry_bytes(self) -> int:
+        """Of an entry of the tables that it comes from: 4, or 8 with PAE."""
+        return 4096 // self.page_count
+
     def shares(self, index: int) -> bool:
         """Whether it depends on a page because other windows have it."""
         return any(self.first_page + index in pages for pages in self.shared_code)

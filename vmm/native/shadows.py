@@ -121,6 +121,10 @@ class Shadows:
         self.cells32.release()
         self.cells64.release()
 
+    def entry_at(self, region: Region, at: int) -> int:
+        """What the entry at RAM offset `at` says, in a table that a region comes from."""
+        return self.cells64[at >> 3] if region.entry_bytes == 8 else self.cells32[at >> 2]
+
     def users_of(self, at: int) -> list[tuple[Region, Window]]:
         """The regions whose page table holds the entry at RAM offset `at`."""
         return list(self._by_table.get(at & -4096, {}).items())
@@ -132,7 +136,7 @@ class Shadows:
         for at, _, _ in region.uppers:
             self._by_upper.setdefault(at, {})[region] = window
             self._use(at >> PAGE_SHIFT)
-            self._note_use(at, 8 if region.page_count == 512 else 4)
+            self._note_use(at, region.entry_bytes)
         if region.table >= 0:
             if self.volatile is not None:
                 region.kept_out = self.volatile[0].kept_out(region.table)
@@ -209,7 +213,7 @@ class Shadows:
         host = region.host + (first << PAGE_SHIFT)
         offset = ram_page << PAGE_SHIFT
         if region.table >= 0:
-            size = 4096 // region.page_count
+            size = region.entry_bytes
             self._note_use(region.table + first * size, count * size)
         hostmemory.map_file(host, count << PAGE_SHIFT, self._memory.ram_fd, offset, writable=kind == WRITABLE)
         MappingLedger.used += region.set_run(first, count, kind, ram_page)
@@ -236,10 +240,10 @@ class Shadows:
 
     def depend_on(self, cell: int) -> bool:
         """Whether a window depends on the entry that the doubleword at offset `cell` of RAM is, or is a part of."""
-        if cell in self._by_upper or any(region.page_count == 512 for region in self._by_upper.get(cell & -8, ())):
+        if cell in self._by_upper or any(region.entry_bytes == 8 for region in self._by_upper.get(cell & -8, ())):
             return True
         for region in self._by_table.get(cell & -4096, ()):
-            index = (cell & 4095) // (4096 // region.page_count)
+            index = (cell & 4095) // region.entry_bytes
             if region.kinds[index] or region.shares(index):
                 return True
         return False
@@ -259,10 +263,9 @@ class Shadows:
     def look_at(self, at: int) -> None:
         """The page of the entry at RAM offset `at` is accessed by the software path, as all the time."""
         for region in list(self._by_table.get(at & -4096, ())):
-            index = (at & 4095) // (4096 // region.page_count)
+            index = (at & 4095) // region.entry_bytes
             if index in region.kept_out:
-                entry = self.cells64[at >> 3] if region.page_count == 512 else self.cells32[at >> 2]
-                self.stays_out(region, index, entry, insists=False)
+                self.stays_out(region, index, self.entry_at(region, at), insists=False)
                 return
 
     def change_rights(self, window: Window, region: Region, first: int, count: int, kind: int) -> None:
@@ -326,7 +329,7 @@ class Shadows:
         if not users:
             return
         # The upper half of an entry of eight bytes has neither A nor D.
-        if length == 4 and not at & 3 and not (at & 4 and any(region.page_count == 512 for region in users)):
+        if length == 4 and not at & 3 and not (at & 4 and any(region.entry_bytes == 8 for region in users)):
             change = int.from_bytes(old, "little") ^ self.cells32[at >> 2]
             if not change & ~_ACCESSED_DIRTY and not change & int.from_bytes(old, "little"):
                 return  # the CPU sets these all the time
@@ -340,7 +343,7 @@ class Shadows:
                 for each, its_window in list(users.items()):
                     self.close(its_window, each)
                 return
-            size = 8 if region.page_count == 512 else 4
+            size = region.entry_bytes
             for index in range((at - table) // size, (at - table + length - 1) // size + 1):
                 if region.shared_code and not region.kinds[index] and region.shares(index):
                     for observer in self.on_drop:
@@ -350,7 +353,7 @@ class Shadows:
 
     def _is_changed(self, region: Region, cell: int) -> bool:
         """Whether an entry above the page tables says something else than when the region was begun."""
-        value = self.cells64[cell >> 3] if region.page_count == 512 else self.cells32[cell >> 2]
+        value = self.entry_at(region, cell)
         if region.table < 0 and region.dirty and cell == region.uppers[-1][0] and not value & DIRTY:
             return True
         return any(at == cell and (value ^ known) & bits for at, known, bits in region.uppers)
@@ -362,10 +365,7 @@ class Shadows:
         """
         if index in region.kept_out:
             return
-        if region.page_count == 512:
-            entry = self.cells64[(region.table >> 3) + index]
-        else:
-            entry = self.cells32[(region.table >> 2) + index]
+        entry = self.entry_at(region, region.table + index * region.entry_bytes)
         old = region.kinds[index]
         gone = entry & _TOUCHED != _TOUCHED or entry & PAE_RESERVED
         gone = gone or (window.user and not (region.user and entry & US))
