@@ -197,6 +197,7 @@ class Interpreter:
 
     def _begin_delivery(self) -> None:
         self._cpu.state.halted = 0
+        self._cpu.repeating = False  # an NMI does not wait for the end of a REP, and what comes behind it need not
         self._deliver_caught = False
         self._interrupts += 1
         self._patience -= 1

@@ -12,7 +12,16 @@ import pytest
 from machine.debug import Stop
 from machine.state import EDI
 from tests.oracles.assembler import assemble
-from tests.vmm.bare import PAGE_DIRECTORY, PAGE_TABLE, Bare, handler_of, map_low_memory, set_handler, set_page
+from tests.vmm.bare import (
+    IDT_BASE,
+    PAGE_DIRECTORY,
+    PAGE_TABLE,
+    Bare,
+    handler_of,
+    map_low_memory,
+    set_handler,
+    set_page,
+)
 from tests.vmm.engines import bt_alone
 from tests.vmm.rings import install
 from tests.vmm.twins import Twins
@@ -132,6 +141,29 @@ def test_an_interrupt_that_comes_in_the_midst_of_a_rep() -> None:
             twins.each(lambda bare: bare.lines.set_intr(True))
             twins.run(40)
             twins.run(500)
+
+
+@pytest.mark.parametrize("kind", [0x8E, 0x8F], ids=["interrupt gate", "trap gate"])
+def test_an_nmi_in_the_midst_of_a_rep(kind: int) -> None:
+    """In its handler there is no REP under way that an interrupt would have to wait for."""
+
+    def prepare(bare: Bare) -> None:
+        map_low_memory(bare)
+        Timer(bare)
+        set_handler(bare, 2, assemble("add ebp, ecx\n1: inc edi\nadd edx, 3\njnc 1b\nrol ebp, 3\niretd"))
+        bare.memory.store(IDT_BASE + 8 * 2 + 5, 1, kind)
+        set_handler(bare, 0x20, assemble("add ebp, ecx\nadd ebp, edi\nadd esi, [esp]\nrol ebp, 3\niretd"))
+
+    with Twins("sti\n1: mov ecx, 100\nmov edi, 0x30000\nmov edx, -60\nrep stosb\ninc ebx\njmp 1b", prepare) as twins:
+        for _ in range(5):
+            while not twins.reference.cpu.repeating:
+                twins.each(lambda bare: bare.engine.step())
+            twins.each(lambda bare: bare.lines.raise_nmi())
+            twins.each(lambda bare: bare.lines.set_intr(True))
+            twins.run(3)
+            in_handler = twins.reference.lines.intr
+            twins.run(200)
+            assert in_handler == (kind == 0x8E), "a trap gate leaves IF alone"
 
 
 class TestAddressSpaces:
