@@ -198,11 +198,13 @@ class TestFaultsOfOthers:
             f"""
             seen = []
             signal.signal({int(number)}, lambda number, frame: seen.append(number))
+            runner = os.getpid()
             sender = os.fork()
             if not sender:
-                while True:
+                while os.getppid() == runner:  # and no longer, however this ends
                     time.sleep(0.002)
-                    os.kill(os.getppid(), {int(number)})
+                    os.kill(runner, {int(number)})
+                os._exit(0)
             bare = engine("1: inc eax\\njmp 1b")
             while len(seen) < 20:
                 bare.run(2_000_000)
