@@ -80,7 +80,7 @@ class TestEnds:
         assert unit.charged == len(unit.hosts) == 3
         assert unit.end_eip == EIP + len(assemble(f"inc eax\ninc ecx\n{branch}\n1: inc edx", origin=EIP)) - 1
 
-    @pytest.mark.parametrize("callout", ["hlt", "int 3", "mov cr4, eax", "insb", "ud2", "lret"])
+    @pytest.mark.parametrize("callout", ["hlt", "int 3", "mov cr4, eax", "insb", "ud2", "data16 lret"])
     def test_before_a_callout(self, tc: TranslationCache, callout: str) -> None:
         unit = unit_of(tc, f"inc eax\ninc ecx\n{callout}\ninc edx")
         assert (unit.charged, unit.end_eip, unit.eips) == (2, EIP + 2, (EIP, EIP + 1, EIP + 2))
@@ -219,7 +219,7 @@ class TestForms:
         call = next(i for i in host_instructions(tc, unit) if i.flow_control == FlowControl.CALL)
         assert call.next_ip == tc.host + tc.position + offset
 
-    @pytest.mark.parametrize("source", ["ljmp 8:0", "lret", "lcall [eax]"])
+    @pytest.mark.parametrize("source", ["data16 ljmp 8:0", "data16 lret", "data16 lcall [eax]"])
     def test_that_branches_have_not(self, tc: TranslationCache, source: str) -> None:
         assert unit_of(tc, source).charged == 0
 
