@@ -69,8 +69,10 @@ class Rig:
 
 
 @pytest.fixture
-def rig() -> Rig:
-    return Rig()
+def rig() -> Iterator[Rig]:
+    made = Rig()
+    yield made
+    made.memory.close()
 
 
 def lengths(block: Block) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from machine.clock import Clock
@@ -13,10 +15,22 @@ TEXT = 0x18000
 FRAME_NS = 900 * 449 * 1_000_000_000 / 28_322_000
 
 
+_made: list[PhysicalMemory] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """The memory of adapters ends with the test."""
+    yield
+    while _made:
+        _made.pop().close()
+
+
 class Adapter:
     def __init__(self) -> None:
         self.clock = Clock()
         self.memory = PhysicalMemory(MIB)
+        _made.append(self.memory)
         self.vga = Vga(self.clock, self.memory)
         self.memory.map_device(WINDOW_FIRST, WINDOW_BYTES, self.vga)
 
