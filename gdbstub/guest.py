@@ -6,6 +6,7 @@ It owns what a stop means to a debugger and how the guest goes on after one; pac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -461,7 +462,14 @@ class GuestTarget:
         """See `Target`."""
         from gdbstub import monitor
 
-        return monitor.run(self, command, read_only=read_only)
+        machine = self.machine
+        with closing(monitor.run(self, command, read_only=read_only)) as output:
+            for text in output:
+                parts = machine.memory, machine.engine
+                yield text
+                # What another client has done between two pieces: the command still looks at what is gone.
+                if parts != (machine.memory, machine.engine):
+                    raise TargetError("The guest was restarted meanwhile, or another engine selected.")
 
     def exec_file(self) -> str | None:
         """The image, if it is a file with symbols for gdb."""

@@ -5,7 +5,7 @@ It must not know packets; output is text in pieces, refusals are `TargetError`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,7 @@ def _pick(name: str, missing: str) -> Command:
     raise TargetError(f"`{name}` may mean {', '.join(command.name for command in matches)}.")
 
 
-def run(guest: GuestTarget, line: str, *, read_only: bool) -> Iterator[str]:
+def run(guest: GuestTarget, line: str, *, read_only: bool) -> Generator[str]:
     """Carry out a line, yielding output in pieces, each within a few milliseconds.
 
     Raises:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -383,6 +383,21 @@ class TestMachine:
             assert register(target, "eip") == CODE
             assert "shut down" not in target.threads()[0].extra
             assert go(target).signal == 6
+
+    @pytest.mark.parametrize(
+        "change", [lambda target: target.restart(), lambda target: say(target, "vmm bt")], ids=["restart", "vmm"]
+    )
+    def test_what_is_gone_between_two_pieces_is_left_alone(self, change: Callable[[GuestTarget], object]) -> None:
+        """Another client may restart the guest, or select another engine, while a long answer is under way."""
+        with guest(NOP, name="interp") as target:
+            idtr = target.machine.cpu.state.idtr
+            idtr.base, idtr.limit = 0x2000, 0x7FF
+            target.machine.memory.write(0x2000, 256 * bytes.fromhex("341208 00 008e0000"))
+            output = target.monitor("info idt", read_only=True)
+            next(output)
+            change(target)
+            with pytest.raises(TargetError, match="restarted meanwhile, or another engine"):
+                list(output)
 
     @pytest.mark.parametrize(("line", "status"), [("quit", 0), ("quit 7", 7)])
     def test_quit(self, line: str, status: int) -> None:

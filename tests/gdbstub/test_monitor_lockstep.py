@@ -130,6 +130,6 @@ def test_it_comes_back_every_few_milliseconds_and_can_be_left(target: GuestTarge
         began = time.process_time()
         next(output)
         times.append(time.process_time() - began)
-    output.close()  # type: ignore[attr-defined]
+    output.close()
     assert sorted(times)[len(times) // 2] < 0.02
     assert len(list(Path("/proc/self/fd").iterdir())) == before
