@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from gdbstub import guest_registers
 from gdbstub.guest import GuestTarget
-from gdbstub.target import Resume, ResumeMode, StintEnd, StopEvent
+from gdbstub.target import Breakpoint, BreakpointKind, Resume, ResumeMode, StintEnd, StopEvent, Verdict
 from machine.debug import StopKind
 from machine.devices.board import BoardOptions
 from machine.loaders.image import LoadOptions
@@ -17,6 +17,16 @@ from tests import engine
 
 CODE = 0x10_0000
 RAM_BYTES = 4 << 20
+
+NOP = b"\x90"
+HLT = b"\xf4"
+STI = b"\xfb"
+JMP_SELF = b"\xeb\xfe"
+INC_EAX = b"\x40"
+UD2 = b"\x0f\x0b"
+INT3 = b"\xcc"
+REP_STOSB = b"\xf3\xaa"
+DATA = CODE + 0x1000
 
 
 @contextmanager
@@ -47,6 +57,35 @@ def guest(
         yield target
     finally:
         machine.close()
+
+
+def mov_eax(value: int) -> bytes:
+    return b"\xb8" + value.to_bytes(4, "little")
+
+
+def mov_ecx(value: int) -> bytes:
+    return b"\xb9" + value.to_bytes(4, "little")
+
+
+def mov_edi(value: int) -> bytes:
+    return b"\xbf" + value.to_bytes(4, "little")
+
+
+def store_eax(address: int) -> bytes:
+    return b"\xa3" + address.to_bytes(4, "little")
+
+
+def load_eax(address: int) -> bytes:
+    return b"\xa1" + address.to_bytes(4, "little")
+
+
+def out_exit(value: int) -> bytes:
+    """MOV AL, value; OUT F4h, AL."""
+    return b"\xb0" + bytes((value,)) + b"\xe6\xf4"
+
+
+def code_break(address: int, check: Callable[[], Verdict] | None = None) -> Breakpoint:
+    return Breakpoint(BreakpointKind.SOFTWARE, address, 1, check=check)
 
 
 def register(target: GuestTarget, name: str) -> int | None:

@@ -22,11 +22,9 @@ from gdbstub.target import (
 from guests import images
 from machine.loaders.image import LoadOptions
 from machine.pc import Machine, MachineOptions
-from tests.gdbstub.pc import CODE, go, guest, register, say, write
+from tests.gdbstub.pc import CODE, JMP_SELF, NOP, go, guest, register, say, write
 from vmm.interp import Interpreter
 
-NOP = b"\x90"
-JMP_SELF = b"\xeb\xfe"
 # LTR and the first ring 3 tasks are behind it, and it is before the shell's first prompt.
 DEMO_INSNS = 110_000
 
