@@ -106,16 +106,7 @@ def emit_fault(assembler: Assembler, fault_exit: int, page_fault: Label, divide_
     emit("mov", field("delivery_code_bytes"), 4)
     emit("mov", field("delivery_code"), EDX)
     assembler.bind(known)
-    emit("mov", ECX, field("site"))
-    emit("mov", EAX, _of_site(_EIP))
-    emit("mov", field("routine_eip"), EAX)
-    emit("mov", field("routine_next"), EAX)
-    emit("mov", EAX, _of_site(_UNDO))
-    emit("mov", EDX, EAX)
-    emit("and", EAX, (1 << _ESP_BIT) - 1)
-    emit("lea", R10, address(R10, index=RAX))
-    emit("sar", EDX, _ESP_BIT)
-    emit("lea", R12D, Memory(0, R12D, EDX))
+    _emit_undo(assembler)
     emit("jmp", deliver)
     assembler.bind(leave)
     _emit_leave(assembler, fault_exit)
@@ -162,6 +153,21 @@ def _emit_look_up(assembler: Assembler, leave: Label) -> None:
 
 def _of_site(number: int) -> Memory:
     return Memory(32, R15, RCX, 1, OFFSETS["sites"] + 4 * number)
+
+
+def _emit_undo(assembler: Assembler) -> None:
+    """Back to before the instruction of `site`, as `emit_delivery` wants it."""
+    emit = assembler.emit
+    emit("mov", ECX, field("site"))
+    emit("mov", EAX, _of_site(_EIP))
+    emit("mov", field("routine_eip"), EAX)
+    emit("mov", field("routine_next"), EAX)
+    emit("mov", EAX, _of_site(_UNDO))
+    emit("mov", EDX, EAX)
+    emit("and", EAX, (1 << _ESP_BIT) - 1)
+    emit("lea", R10, address(R10, index=RAX))
+    emit("sar", EDX, _ESP_BIT)
+    emit("lea", R12D, Memory(0, R12D, EDX))
 
 
 def _emit_address(assembler: Assembler, leave: Label) -> None:
