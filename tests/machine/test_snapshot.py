@@ -77,7 +77,7 @@ def test_at_random_places_under_any_engine(stack: ExitStack, image: str) -> None
                 machine = before.twin(snapshot, chance.choice(list(engine.MAKERS)), BoardOptions())
     stack.enter_context(closing(machine))
     assert reference.advance(machine.clock.icount + (stop is not None)) == stop
-    assert differences(side_of(machine), side_of(reference.guest)) == []  # type: ignore[arg-type]
+    assert differences(side_of(machine), reference) == []
     assert image == "boot" or places == {0, 3}
 
 

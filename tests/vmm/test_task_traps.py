@@ -37,7 +37,7 @@ Make = Callable[..., tuple[Cpu, Engine]]
 
 
 @pytest.fixture
-def machine(each_engine: str) -> Iterator[Make]:  # noqa: ARG001
+def machine(each_engine: str) -> Iterator[Make]:  # noqa: ARG001 - which `engines.make` asks for
     """What makes a CPU and the engine of the test; both are given back at its end."""
     made: list[tuple[Cpu, Engine]] = []
 
