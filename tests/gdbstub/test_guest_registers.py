@@ -10,7 +10,6 @@ from machine.state import CR0_AM, CR0_ET, CR0_PE, CS, DS
 from tests.gdbstub.pc import CODE, guest, register, step, write
 
 NAMES = [r.name for r in guest_registers.DESCRIPTION.registers]
-LGDT_AND_MORE = b"\x90" * 8
 
 
 def test_gdbs_core_comes_first_and_whole() -> None:

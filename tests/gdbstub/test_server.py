@@ -17,8 +17,6 @@ from gdbstub.server import ListenError, Server, listen
 from tests.gdbstub.toy import IDLE, LEAVE, LOOP, ToyTarget
 from tests.gdbstub.wire import expand, pack
 
-EIP_REGISTER = b"8"
-
 
 @dataclass
 class Client:

@@ -137,13 +137,6 @@ class TestChoice:
 
     def test_the_first_stretch_after_a_change_does_not_count(self) -> None:
         """It pays for translation, or for filling of shadow page tables."""
-
-        class Cold:
-            tried = 0
-
-            def __call__(self, _icount: int) -> Mapping[str, float]:
-                return {"bt": DEAR, "trap": 0.0}
-
         chooser = Chooser("bt", "trap")
         while chooser.engine == "bt":
             chooser.judge(Cost(STRETCH_INSNS, {}, {"x": DEAR / 100}))

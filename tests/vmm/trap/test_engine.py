@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from machine.cpu import Cpu
-from machine.debug import DebugControl, StopKind, Watchpoint
+from machine.debug import StopKind, Watchpoint
+from tests.engine import trap, trap_nested
 from tests.vmm.bare import ORIGIN, PAGE_TABLE, Bare, flat, handler_of, map_low_memory, set_page
 from vmm.trap.engine import TrapEngine
 
 Counts = dict[str, int | float | str]
 
 
-def make(nested: bool) -> Callable[[Cpu, DebugControl], TrapEngine]:
-    return lambda cpu, debug: TrapEngine(cpu, debug, nested=nested, verify=True)
-
-
 @contextmanager
 def guest(source: str, *, nested: bool = False) -> Iterator[Bare]:
     """With paging on; page 5000h is not mapped."""
-    bare = flat(source, make(nested))
+    bare = flat(source, trap_nested if nested else trap)
     try:
         map_low_memory(bare)
         set_page(bare, 0x5000, 0)
