@@ -125,6 +125,7 @@ class GuestTarget:
 
     def write_register(self, thread_id: int, number: int, value: int) -> None:  # noqa: ARG002
         """See `Target`."""
+        self.check_recordable()
         guest_registers.write(self.machine.cpu, number, value)
         self.machine.note_register_write()
 
@@ -139,6 +140,7 @@ class GuestTarget:
 
     def write_memory(self, address: int, data: bytes) -> None:
         """See `Target`."""
+        self.check_recordable()
         machine = self.machine
         if self.physical:
             pieces = guest_memory.write_physical(machine.memory, address, data)
@@ -146,6 +148,17 @@ class GuestTarget:
             pieces = guest_memory.write_linear(machine.memory, machine.cpu.state, address, data)
         for physical, piece in pieces:
             machine.note_memory_write(physical, piece)
+
+    def check_recordable(self) -> None:
+        """Refuse a change of the guest that `--record` could not repeat.
+
+        Raises:
+            TargetError: the guest stands in the midst of a REP, where virtual time does not tell two places apart.
+        """
+        if not self.machine.can_record:
+            raise TargetError(
+                "The guest stands in the midst of a REP, where --record cannot tell when it changes. Step to its end."
+            )
 
     def memory_map(self) -> Sequence[MemoryRegion]:
         """All of linear memory, since paging may map any of it; breakpoints need no ROM told apart."""

@@ -12,6 +12,7 @@ NEVER_ICOUNT = 1 << 62
 """`Clock.deadline_icount` while nothing is due: past any count that a run reaches, and still a signed 64-bit number."""
 
 _COMPACT_AT_EVENTS = 64
+_LAST = 1 << 62  # in the order of an event: after all others of its time
 
 
 class Event:
@@ -91,11 +92,17 @@ class Clock:
         """The time of the earliest event, or None."""
         return self._heap[0].at_ns if self._heap else None
 
-    def schedule(self, at_ns: int, callback: Callable[[], None]) -> Event:
-        """Have `callback` called by `run_due` once `now_ns` reaches `at_ns`; a time in the past is due at once."""
+    def schedule(self, at_ns: int, callback: Callable[[], None], *, last: bool = False) -> Event:
+        """Have `callback` called by `run_due` once `now_ns` reaches `at_ns`; a time in the past is due at once.
+
+        Args:
+            at_ns: when.
+            callback: what.
+            last: behind all other events of that time, also those that are scheduled later.
+        """
         order = self._next_order
         self._next_order = order + 1
-        return self._enter(Event(at_ns, order, callback))
+        return self._enter(Event(at_ns, order | _LAST if last else order, callback))
 
     def resume(self, saved: list[int] | None, callback: Callable[[], None]) -> Event | None:
         """Put an event back that `save_event` described, in its old place among those of the same time."""

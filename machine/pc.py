@@ -132,7 +132,7 @@ class Machine:
         self._boot()
         self._record(None)
         for entry in self.options.replay:
-            self._replay.append((entry, self.clock.schedule(entry.at_ns, partial(self._apply, entry))))
+            self._replay.append((entry, self._schedule(entry)))
         self._let_run(factory(self))
 
     def _assemble(self, image: LoadedImage) -> None:
@@ -140,6 +140,7 @@ class Machine:
         options = self.options
         self.image = image
         self._replay: list[tuple[Input, Event]] = []  # what is to come in again
+        self._waiting: list[tuple[Input, Event]] = []  # what came in the midst of a REP
         self.clock = Clock(options.ns_per_insn)
         self.lines = CpuLines()
         self.memory = PhysicalMemory(options.loading.ram_bytes)
@@ -211,7 +212,9 @@ class Machine:
 
     def snapshot(self) -> Snapshot:
         """All that decides how the guest goes on; to be closed. The machine stands at an instruction boundary."""
-        replay = tuple((entry, (event.at_ns, event.order)) for entry, event in self._replay if event.pending)
+        replay = tuple(
+            (entry, (event.at_ns, event.order)) for entry, event in (*self._replay, *self._waiting) if event.pending
+        )
         return Snapshot(self.cpu, self.board, self.image, self.resets, tuple(self._serial_used), replay)
 
     def twin(self, start: Snapshot, engine: str, board: BoardOptions) -> Machine:
@@ -291,7 +294,9 @@ class Machine:
 
     def serial_queued_bytes(self, index: int) -> int:
         """How many of those bytes the guest has not read yet."""
-        return (self.board.com1, self.board.com2)[index].queued_bytes
+        self._waiting = [(entry, event) for entry, event in self._waiting if event.pending]
+        waiting = (entry for entry, _ in self._waiting if entry.kind is InputKind.SERIAL and entry.index == index)
+        return (self.board.com1, self.board.com2)[index].queued_bytes + sum(len(entry.data) for entry in waiting)
 
     def serial_is_listening(self, index: int) -> bool:
         """True once the guest has used COM1 or COM2: it lets received bytes interrupt, or has sent one."""
@@ -322,10 +327,28 @@ class Machine:
         """A debugger has written registers."""
         self._record(Input(self.clock.now_ns, InputKind.REGISTERS, self.cpu.state.pack()))
 
+    @property
+    def can_record(self) -> bool:
+        """Whether a debugger's writes can be repeated, if that is wanted: virtual time stands still in a REP."""
+        return self.options.record is None or not self.cpu.repeating
+
     def _enter(self, kind: InputKind, data: bytes = b"", index: int = 0) -> None:
-        entry = Input(self.clock.now_ns, kind, data, index)
-        self._apply(entry)
+        """Let something come in: at once, but behind what devices do now; or at the end of the REP that is under way.
+
+        Each input has a place in the order of instructions and events that its time alone tells, for it to be repeated.
+        """
+        clock = self.clock
+        if self.cpu.repeating:
+            entry = Input(clock.now_ns + clock.ns_per_insn, kind, data, index)
+            self._waiting.append((entry, self._schedule(entry)))
+        else:
+            entry = Input(clock.now_ns, kind, data, index)
+            clock.run_due()
+            self._apply(entry)
         self._record(entry)
+
+    def _schedule(self, entry: Input) -> Event:
+        return self.clock.schedule(entry.at_ns, partial(self._apply, entry), last=True)
 
     def _record(self, entry: Input | None) -> None:
         if self.options.record is not None:

@@ -108,6 +108,7 @@ def select_engine(guest: GuestTarget, words: list[str]) -> Iterator[str]:
 
 def reset(guest: GuestTarget, _words: list[str]) -> Iterator[str]:
     """`reset`."""
+    guest.check_recordable()
     guest.machine.press_reset()
     guest.forget_past()
     yield (

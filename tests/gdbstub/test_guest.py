@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gdbstub.guest import TRIPLE_FAULT_STATUS
@@ -14,6 +16,7 @@ from gdbstub.target import (
     TargetError,
     Verdict,
 )
+from machine.inputs import Input, InputKind
 from tests.gdbstub.pc import (
     CODE,
     DATA,
@@ -65,6 +68,25 @@ class TestRunning:
             step(target)
             assert register(target, "ecx") == 0
             assert register(target, "eip") == CODE + 12
+
+    def test_a_recorded_guest_is_not_changed_in_the_midst_of_a_rep(self) -> None:
+        log: list[Input | None] = []
+        with guest(mov_ecx(3) + mov_edi(DATA) + REP_STOSB + NOP) as target:
+            target.machine.options = replace(target.machine.options, record=log.append)
+            for _ in range(3):
+                step(target)
+            for change in (
+                lambda: target.write_memory(DATA, b"x"),
+                lambda: write(target, "ebx", 1),
+                lambda: say(target, "reset"),
+            ):
+                with pytest.raises(TargetError, match="in the midst of a REP"):
+                    change()
+            assert (register(target, "ebx"), register(target, "ecx"), log) == (0, 2, [])
+            step(target)
+            step(target)
+            target.write_memory(DATA, b"x")
+            assert [entry.kind for entry in log if entry is not None] == [InputKind.MEMORY]
 
     def test_budget_ends_a_stint_without_a_stop(self) -> None:
         with guest(JMP_SELF) as target:

@@ -11,8 +11,9 @@ from machine.debug import StopKind
 from machine.inputs import Input, InputError, InputKind, header, parse
 from machine.loaders.image import LoadOptions
 from machine.pc import Machine, MachineOptions
-from machine.state import EAX
+from machine.state import EAX, ECX
 from tests.engine import MAKERS, factories
+from tests.oracles.assembler import assemble
 
 RAM_BYTES = 8 << 20
 
@@ -67,6 +68,82 @@ def test_a_recorded_run_repeats_itself(engine: str) -> None:
         InputKind.SERIAL, InputKind.TEXT, InputKind.KEYS, InputKind.NMI, InputKind.MEMORY, InputKind.REGISTERS,
         InputKind.RESET,
     ]  # fmt: skip
+    first.close()
+    repeated.close()
+
+
+# Reads the keyboard's status 40 times by one REP, again and again.
+POLLING = """
+1:  mov edi, 0x200000
+    mov ecx, 40
+    mov edx, 0x64
+    rep insb
+    add ebx, [0x20001c]
+    mov edx, 0x60
+    in al, dx
+    jmp 1b
+"""
+
+
+def polling(*, replay: tuple[Input, ...] = (), log: list[Input] | None = None, engine: str = "interp") -> Machine:
+    def record(entry: Input | None) -> None:
+        if log is not None and entry is not None:
+            log.append(entry)
+
+    options = MachineOptions(
+        image=assemble(POLLING, origin=0x10_0000),
+        loading=LoadOptions(ram_bytes=RAM_BYTES, load_address=0x10_0000),
+        replay=replay,
+        record=record,
+    )
+    return Machine(options, factories(), engine)
+
+
+def finish_rep(machine: Machine) -> None:
+    while machine.cpu.repeating:
+        machine.engine.step()
+
+
+@pytest.mark.parametrize("engine", MAKERS)
+def test_what_comes_in_the_midst_of_a_rep_comes_in_at_its_end(engine: str) -> None:
+    log: list[Input] = []
+    first = polling(log=log)
+    advance(first, 1000)
+    while not first.cpu.repeating or first.cpu.state.gpr[ECX] != 20:
+        first.engine.step()
+    icount = first.clock.icount
+    first.feed_serial(0, b"ab")
+    first.press_keys(b"\x1c")
+    recordable = [first.can_record]
+    assert first.serial_queued_bytes(0) == 2
+    assert [entry.at_ns for entry in log] == [icount + 1, icount + 1]
+    finish_rep(first)
+    assert first.clock.icount == icount + 1
+    assert [*recordable, first.can_record] == [False, True]
+    advance(first, icount + 1)
+    assert first.memory.read(0x20_0000, 40) == 40 * first.memory.read(0x20_0000, 1)
+    advance(first, 3000)
+    repeated = polling(replay=parse([header(), *(entry.line() for entry in log)]), engine=engine)
+    advance(repeated, 3000)
+    assert fingerprint(repeated) == fingerprint(first)
+    assert first.serial_queued_bytes(0) == repeated.serial_queued_bytes(0) == 2
+    first.close()
+    repeated.close()
+
+
+def test_what_comes_in_is_behind_what_devices_do_at_that_time() -> None:
+    """Also if that is due only now, or was scheduled later: so it is when the input comes in again."""
+    order: list[str] = []
+    log: list[Input] = []
+    first = demo(log=log)
+    advance(first, 1000)
+    first.clock.schedule(1000, lambda: order.append(f"device, {first.serial_queued_bytes(0)} bytes"))
+    first.feed_serial(0, b"x")
+    repeated = demo(replay=tuple(log))
+    repeated.clock.schedule(1000, lambda: order.append(f"device, {repeated.serial_queued_bytes(0)} bytes"))
+    advance(repeated, 1001)
+    assert order == 2 * ["device, 0 bytes"]
+    assert repeated.serial_queued_bytes(0) == 1
     first.close()
     repeated.close()
 
