@@ -40,8 +40,8 @@ def take_engine(words: Sequence[str], known: Sequence[str]) -> tuple[str, list[s
         name = spelled.get("-".join(words[:count]))
         if name is not None and len(words) >= count:
             return name, list(words[count:])
-    wanted = words[0] if words else ""
-    raise PairError(f"there is no engine `{wanted}`; there is: {', '.join(spelled)}")
+    what = f"there is no engine `{words[0]}`" if words else "two engines are compared, and one is missing"
+    raise PairError(f"{what}; there is: {', '.join(spelled)}")
 
 
 def check_engines(names: tuple[str, ...], known: tuple[str, ...]) -> None:

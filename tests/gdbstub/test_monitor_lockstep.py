@@ -87,7 +87,7 @@ def test_each(target: GuestTarget) -> None:
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        ("bt", "There is no engine ``"),
+        ("bt", "Two engines are compared, and one is missing; there is: interp, bt, trap"),
         ("bt hvm", "There is no engine `hvm`; there is: interp, bt, trap, trap-nested, hybrid, trap-kvm."),
         ("bt trap kvm", "`trap kvm` has no icount: KVM does not count the guest's instructions"),
         ("trap-kvm bt 5", "`trap kvm` has no icount"),
