@@ -264,13 +264,17 @@ class Machine:
         factory = self._factories[name]
         if name == self.engine.name:
             return
-        engine = factory(self)
-        self.engine.leave()
-        self._let_run(engine)
+        engine, before = factory(self), self.engine
+        before.leave()
+        try:
+            self._let_run(engine)
+        except OSError as error:
+            before.enter()
+            raise EngineError(f"The host has no room for {name}: {error}") from error
 
     def _let_run(self, engine: Engine) -> None:
-        self.engine, self.engine_since_icount = engine, self.clock.icount
         engine.enter()
+        self.engine, self.engine_since_icount = engine, self.clock.icount
 
     def statistics(self) -> dict[str, int | float | str]:
         """What the engine has counted, with the machine's own counters."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
+from contextlib import ExitStack
 from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -91,48 +92,48 @@ class BinaryTranslator(ArrivingTranslator):
 
     def enter(self) -> None:
         """Take over the CPU."""
-        self._tc = TranslationCache()  # first, for it may fail
-        verifier = None
-        if self._verify:
-            from vmm.native.verifier import Verifier
+        cpu, beside = self._cpu, self._beside
+        with ExitStack() as undo:
+            undo.callback(setattr, self, "_tc", None)
+            tc = self._tc = TranslationCache()
+            undo.callback(tc.close)
+            state = tc.state
+            verifier = None
+            if self._verify:
+                from vmm.native.verifier import Verifier
 
-            verifier = Verifier(self._tc)
-        beside = self._beside
-        self._spaces = Spaces(self._cpu, self._tc.state, beside.windows if beside else None)
-        self._windows = self._spaces.windows
-        self._ram_view = RamView(self._cpu.memory, self._tc.state)
-        self._sites = FaultSites(self._tc.state)
-        self._fpu = LiveFpu(self._cpu, self._tc.state)
-        self._store = FragmentStore(
-            self._cpu, self._tc, self._spaces, self._fpu, self._culprits, self.tally, self._stops, verifier
-        )
-        if beside is not None:
-            self._store.flag, self._cache.flag = SECOND_HOLDS_FRAGMENTS, SECOND_HOLDS_CODE
-        self._tc.state.set_cpuid(*self._cpu.model.leaf(0), *self._cpu.model.leaf(1))
-        self._registers = GuestRegisters(self._cpu, self._tc.state)
-        super().enter()
-        self._cache.longest_insns = 1  # callouts come one at a time
-        soft = beside.soft_memory if beside else None
-        self.soft_memory: SoftMemory = SoftMemory(self._cpu, self._tc.state, self._windows, soft)
-        if self._culprits.volatile is not None:
-            self._windows.keep_out(self._culprits.volatile)
-        self._spaces.attach()
-        self.soft_memory.attach()
-        self._cpu.memory.write_observers.append(self._store.code_written)
-        self._store.on_give_up.append(self._cache.forget_page)
+                verifier = Verifier(tc)
+            self._ram_view = RamView(cpu.memory, state)
+            undo.callback(self._ram_view.close)
+            spaces = self._spaces = Spaces(cpu, state, beside.windows if beside else None)
+            self._windows = spaces.windows
+            self._sites = FaultSites(state)
+            self._fpu = LiveFpu(cpu, state)
+            self._store = FragmentStore(cpu, tc, spaces, self._fpu, self._culprits, self.tally, self._stops, verifier)
+            if beside is not None:
+                self._store.flag, self._cache.flag = SECOND_HOLDS_FRAGMENTS, SECOND_HOLDS_CODE
+            state.set_cpuid(*cpu.model.leaf(0), *cpu.model.leaf(1))
+            self._registers = GuestRegisters(cpu, state)
+            super().enter()
+            undo.callback(super().leave)
+            self._cache.longest_insns = 1  # callouts come one at a time
+            if self._culprits.volatile is not None:
+                self._windows.keep_out(self._culprits.volatile)
+            spaces.attach()
+            undo.callback(spaces.detach)
+            self.soft_memory: SoftMemory = SoftMemory(cpu, state, self._windows, beside.soft_memory if beside else None)
+            undo.callback(self.soft_memory.close)
+            self.soft_memory.attach()
+            cpu.memory.write_observers.append(self._store.code_written)
+            undo.callback(cpu.memory.write_observers.remove, self._store.code_written)
+            self._store.on_give_up.append(self._cache.forget_page)
+            self._undo = undo.pop_all()
 
     def leave(self) -> None:
         """Hand the CPU over."""
-        self._cpu.memory.write_observers.remove(self._store.code_written)
         self.flush_translations()
-        self.soft_memory.close()
-        self._spaces.detach()
-        self._ram_view.close()
         self._sites.take_deliveries(self._exceptions)
-        if self._tc is not None:
-            self._tc.close()
-            self._tc = None
-        super().leave()
+        self._undo.close()
 
     def statistics(self) -> Mapping[str, int | float | str]:
         """Counters since the start."""

@@ -10,6 +10,7 @@ wall time of an emulated guest mode says nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING
 
@@ -108,21 +109,22 @@ class HybridEngine:
     def enter(self) -> None:
         """Take over the CPU."""
         # A change would unmap all windows, so it is the same for both: bt has memory of devices as slow here as trap.
-        self._cpu.memory.intercepts_devices = True
-        self._bt.enter()
-        self._bt.pause()
-        self._trap.enter()
-        self._trap.pause()
-        self._running.resume()
-        self._begin_stretch()
+        with ExitStack() as undo:
+            undo.callback(setattr, self._cpu.memory, "intercepts_devices", False)
+            self._cpu.memory.intercepts_devices = True
+            for engine in (self._bt, self._trap):
+                engine.enter()
+                undo.callback(engine.leave)
+                engine.pause()
+                undo.callback(engine.resume)
+            self._running.resume()
+            self._begin_stretch()
+            self._undo = undo.pop_all()
 
     def leave(self) -> None:
         """Hand the CPU over."""
         self._running.pause()
-        for engine in (self._trap, self._bt):
-            engine.resume()
-            engine.leave()
-        self._cpu.memory.intercepts_devices = False
+        self._undo.close()
 
     @property
     def _running(self) -> _CountingTranslator | _CountingTrap:

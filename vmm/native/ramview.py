@@ -5,6 +5,8 @@ Whatever 32-bit number a guest makes an address of, RAM or nothing of the host's
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from machine.memory import HOLE_FIRST, HOLE_LAST, PhysicalMemory
 from vmm.native import hostmemory
 from vmm.native.stateblock import OFFSETS, StateBlock
@@ -30,11 +32,14 @@ class RamView:
         """
         self._memory = memory
         self._block = block
-        self.host = hostmemory.reserve(_VIEW_BYTES)
-        hostmemory.map_file(self.host, HOLE_FIRST, memory.ram_fd, 0, writable=True)
-        behind_bytes = memory.ram_bytes - (HOLE_LAST + 1)
-        if behind_bytes:
-            hostmemory.map_file(self.host + HOLE_LAST + 1, behind_bytes, memory.ram_fd, HOLE_LAST + 1, writable=True)
+        with ExitStack() as undo:
+            self.host = hostmemory.reserve(_VIEW_BYTES)
+            undo.callback(hostmemory.release, self.host, _VIEW_BYTES)
+            hostmemory.map_file(self.host, HOLE_FIRST, memory.ram_fd, 0, writable=True)
+            first = HOLE_LAST + 1
+            if memory.ram_bytes > first:
+                hostmemory.map_file(self.host + first, memory.ram_bytes - first, memory.ram_fd, first, writable=True)
+            self._undo = undo.pop_all()
         block.quads[_VIEW] = self.host
         self._map_changed()
         memory.map_observers.append(self._map_changed)
@@ -44,7 +49,7 @@ class RamView:
         self._memory.map_observers.remove(self._map_changed)
         self._block.words[_LIMIT] = 0
         self._block.quads[_VIEW] = 0
-        hostmemory.release(self.host, _VIEW_BYTES)
+        self._undo.close()
 
     def _map_changed(self) -> None:
         self._block.words[_LIMIT] = self._memory.ram_bytes if self._memory.a20_enabled else 0

@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from machine.cpu import Cpu
 from machine.debug import DebugControl, Stop, StopKind
@@ -89,17 +90,21 @@ class KvmEngine(Interpreter):
         """Take over the CPU."""
         if self._vm.closed:
             self._open()
-        self._cpu.memory.intercepts_devices = True
-        super().enter()
-        self._vcpu.set_cpuid({leaf: self._cpu.model.leaf(leaf) for leaf in _CPUID_LEAVES})
-        self._slots.attach()
+        memory = self._cpu.memory
+        with ExitStack() as undo:
+            undo.callback(self._vm.close)
+            undo.callback(setattr, memory, "intercepts_devices", False)
+            memory.intercepts_devices = True
+            super().enter()
+            undo.callback(super().leave)
+            self._vcpu.set_cpuid({leaf: self._cpu.model.leaf(leaf) for leaf in _CPUID_LEAVES})
+            self._slots.attach()
+            undo.callback(self._slots.detach)
+            self._undo = undo.pop_all()
 
     def leave(self) -> None:
         """Hand the CPU over."""
-        self._slots.detach()
-        super().leave()
-        self._cpu.memory.intercepts_devices = False
-        self._vm.close()
+        self._undo.close()
         if self._kick is not None:
             self._kick.close()
             self._kick = None
