@@ -24,6 +24,8 @@ from tests.vmm.bare import flat
 from vmm.bt import BinaryTranslator
 from vmm.native.signals import CORE, SIGNALS
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
+
 class Port:
     action = staticmethod(lambda: None)
     def load_port(self, port, size_bytes):
