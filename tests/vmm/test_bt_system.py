@@ -6,6 +6,7 @@ The same under `trap`.
 from __future__ import annotations
 
 import itertools
+import struct
 
 import pytest
 
@@ -23,12 +24,23 @@ from tests.vmm.bare import (
     set_page,
 )
 from tests.vmm.engines import bt_alone
-from tests.vmm.rings import install
+from tests.vmm.rings import (
+    KERNEL_CODE,
+    KERNEL_DATA,
+    SLOT_BYTES,
+    SLOTS,
+    USER_CODE,
+    USER_DATA,
+    USER_STACK,
+    install,
+)
 from tests.vmm.twins import Twins
 from vmm.bt import BinaryTranslator
 from vmm.native.modes import Mode
 
 pytestmark = pytest.mark.usefixtures("native_core")
+
+FRAMES = 0x3_4000
 
 
 class Timer:
@@ -69,6 +81,32 @@ def prepared(seed: int) -> Twins:
 def test_random_slots(seed: int) -> None:
     with prepared(seed) as twins:
         twins.run(1200, (211, 1, 300, 40, 7))
+
+
+def test_segments_that_ring_3_may_keep() -> None:
+    """IRETD to ring 3 makes FS and GS null if they are of ring 0, but for conforming code: SDM Vol. 2, "IRET"."""
+    selectors = (KERNEL_DATA, USER_DATA, KERNEL_CODE, USER_CODE, 0x58, 0x63, 0, 3)
+    sources = [f"mov eax, {USER_DATA}; mov ds, ax; mov es, ax"]
+    frames = b""
+    for number, selector in enumerate(selectors):
+        sources += [
+            f"mov eax, {selector}; mov gs, ax; mov fs, ax",
+            f"mov esp, {FRAMES + 32 * number}; iretd",
+            "mov ecx, gs; lea edi, [edi + ecx * 2]; int 0x90",
+        ]
+        user_eip = SLOTS + SLOT_BYTES * (len(sources) - 1)
+        frames += struct.pack("<5I12x", user_eip, USER_CODE, 2, USER_STACK, USER_DATA)
+    sources += [f"mov eax, {SLOTS}; jmp eax"]
+    code = b"".join(assemble(source).ljust(SLOT_BYTES, b"\x90") for source in sources)
+
+    def prepare(bare: Bare) -> None:
+        install(bare, 0, code)
+        bare.memory.write(FRAMES, frames)
+
+    with Twins("nop", prepare) as twins:
+        for _ in range(60):
+            twins.run(37, (36, 1))
+        assert twins.reference.state.gpr[EDI] > 2 * 0x58
 
 
 @bt_alone

@@ -20,6 +20,7 @@ from vmm.native.operands import (
     Register,
 )  # fmt: skip
 from vmm.native.routine import (
+    CONFORMING,
     DPL,
     DPL_BIT,
     FLAT_CODE,
@@ -254,10 +255,11 @@ def emit_iret(writer: Routine) -> None:
         emit("mov", word("segments", 2 * CS + name), EAX)
     for number in NULLABLE:
         kept = Label()
-        emit("mov", EAX, word("segments", 2 * number + 1))
-        emit("and", EAX, DPL)
-        emit("cmp", EAX, DPL)
-        emit("je", kept)
+        for bits in (DPL, CONFORMING):  # conforming code is for all rings
+            emit("mov", EAX, word("segments", 2 * number + 1))
+            emit("and", EAX, bits)
+            emit("cmp", EAX, bits)
+            emit("je", kept)
         emit("mov", word("segments", 2 * number), 0)
         writer.make_unusable(number)
         writer.asm.bind(kept)

@@ -33,6 +33,7 @@ from vmm.native.stateblock import field, qword_of, segment_base, segment_bound, 
 FLAT_LOW = 0x0000_FFFF
 FLAT_DATA = 0x00CF_9300
 FLAT_CODE = 0x00CF_9B00
+CONFORMING = 0x0C00  # both bits: of code
 DPL = 0x6000
 DPL_BIT = 13
 AVL = 0x0010_0000
