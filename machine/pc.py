@@ -268,8 +268,10 @@ class Machine:
         before.leave()
         try:
             self._let_run(engine)
-        except OSError as error:
+        except (EngineError, OSError) as error:
             before.enter()
+            if isinstance(error, EngineError):
+                raise
             raise EngineError(f"The host has no room for {name}: {error}") from error
 
     def _let_run(self, engine: Engine) -> None:
@@ -298,9 +300,9 @@ class Machine:
 
     def serial_queued_bytes(self, index: int) -> int:
         """How many of those bytes the guest has not read yet."""
-        self._waiting = [(entry, event) for entry, event in self._waiting if event.pending]
-        waiting = (entry for entry, _ in self._waiting if entry.kind is InputKind.SERIAL and entry.index == index)
-        return (self.board.com1, self.board.com2)[index].queued_bytes + sum(len(entry.data) for entry in waiting)
+        line = InputKind.SERIAL, index
+        waiting = sum(len(one.data) for one, event in self._waiting if event.pending and (one.kind, one.index) == line)
+        return (self.board.com1, self.board.com2)[index].queued_bytes + waiting
 
     def serial_is_listening(self, index: int) -> bool:
         """True once the guest has used COM1 or COM2: it lets received bytes interrupt, or has sent one."""
@@ -344,6 +346,7 @@ class Machine:
         clock = self.clock
         if self.cpu.repeating:
             entry = Input(clock.now_ns + clock.ns_per_insn, kind, data, index)
+            self._waiting = [(one, event) for one, event in self._waiting if event.pending]
             self._waiting.append((entry, self._schedule(entry)))
         else:
             entry = Input(clock.now_ns, kind, data, index)

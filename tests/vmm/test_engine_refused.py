@@ -15,6 +15,7 @@ from machine.engine import EngineError
 from machine.pc import Machine
 from tests import engine
 from tests.system.runs import MIB, booted
+from vmm.interp import Interpreter
 from vmm.native import hostmemory
 
 TINY = images.path("tiny-stepper")
@@ -83,3 +84,21 @@ def test_the_one_of_before_runs_on(monkeypatch: pytest.MonkeyPatch, running: str
         assert machine.engine.name == wanted
         run.run_to(LAST)
         assert run.state() == expected
+
+
+class Refusing(Interpreter):
+    """An engine that finds out late that it cannot run."""
+
+    def enter(self) -> None:
+        raise EngineError("not on this host")
+
+
+def test_one_that_says_itself_that_it_cannot_run() -> None:
+    with booted(TINY, ram_bytes=16 * MIB, ns_per_insn=1000, engine="bt") as run:
+        machine = run.machine
+        machine._factories["refusing"] = lambda machine: Refusing(machine.cpu, machine.debug)
+        run.run_to(100)
+        with pytest.raises(EngineError, match=r"^not on this host$"):
+            machine.select_engine("refusing")
+        assert machine.engine.name == "bt"
+        run.run_to(200)
