@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 from machine.flags import AC, ID, IF, IOPL, NT, TF, VM
@@ -182,6 +182,17 @@ def _slot(chance: random.Random, address: int) -> str:
         )
         or "nop"
     )
+
+
+def assemble_slots(sources: Iterable[str]) -> bytes:
+    """Slots for `install`, one for each source; NEXT is the address of the slot behind it."""
+    slots = bytearray()
+    for number, source in enumerate(sources):
+        at = SLOTS + SLOT_BYTES * number
+        code = _code(source.replace("NEXT", hex(at + SLOT_BYTES)), at)
+        assert len(code) <= SLOT_BYTES, source
+        slots += code.ljust(SLOT_BYTES, b"\x90")
+    return bytes(slots)
 
 
 def random_guest(seed: int) -> tuple[bytes, Sequence[tuple[int, bytes]]]:

@@ -11,7 +11,7 @@ from machine.state import EDX, ESI
 from tests.oracles.assembler import assemble
 from tests.vmm.bare import GDT_BASE, STACK_TOP, Bare, map_low_memory, set_handler, set_page
 from tests.vmm.engines import bt_alone
-from tests.vmm.rings import GDT, SLOT_BYTES, SLOTS, USER_CODE, USER_DATA, USER_STACK, install
+from tests.vmm.rings import GDT, SLOT_BYTES, SLOTS, USER_CODE, USER_DATA, USER_STACK, assemble_slots, install
 from tests.vmm.twins import Twins
 
 pytestmark = pytest.mark.usefixtures("native_core")
@@ -165,11 +165,7 @@ def in_ring_3(selectors: Sequence[int]) -> Sequence[str]:
 @pytest.mark.parametrize("selectors", [(0x1B, 0x18, 0x1A, 0x19), (0x0B, 0x08, 0x5B, 0x6B), (0xA3, 0x23, 0, 3, 0xFFFF)])
 def test_ring_3(selectors: Sequence[int]) -> None:
     """Descriptors are read with the rights of ring 0, all else with those of ring 3, which may not read the GDT."""
-    sources = in_ring_3(selectors)
-    code = b""
-    for number, source in enumerate(sources):
-        at = SLOTS + SLOT_BYTES * number
-        code += assemble(source.replace("NEXT", hex(at + SLOT_BYTES)), origin=at).ljust(SLOT_BYTES, b"\x90")
+    code = assemble_slots(in_ring_3(selectors))
 
     def prepare_slots(bare: Bare) -> None:
         install(bare, 3, code)

@@ -32,6 +32,7 @@ from tests.vmm.rings import (
     USER_CODE,
     USER_DATA,
     USER_STACK,
+    assemble_slots,
     install,
 )
 from tests.vmm.twins import Twins
@@ -97,7 +98,7 @@ def test_segments_that_ring_3_may_keep() -> None:
         user_eip = SLOTS + SLOT_BYTES * (len(sources) - 1)
         frames += struct.pack("<5I12x", user_eip, USER_CODE, 2, USER_STACK, USER_DATA)
     sources += [f"mov eax, {SLOTS}; jmp eax"]
-    code = b"".join(assemble(source).ljust(SLOT_BYTES, b"\x90") for source in sources)
+    code = assemble_slots(sources)
 
     def prepare(bare: Bare) -> None:
         install(bare, 0, code)
